@@ -1,0 +1,82 @@
+# make run    install into .venv and start the server on ./omendb-data
+# make test   install, then every check: format, lint, types, layers, tests
+# make lint   the checks without the tests
+# make bench  the benchmarks of perf/, on this machine
+# make clean  remove what the other targets have made; not the data
+#
+# Needs Python 3.11 or newer and make. PYTHON=python3.13 takes another Python, ARGS="--port 3001" goes to
+# the server.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+
+# Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
+CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
+
+.PHONY: run install test lint test-kernels packages bench clean
+
+run: $(INSTALLED)
+	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
+
+install: $(INSTALLED)
+
+# Each check stops at the first failure. The whole suite comes last: its summary is the verdict.
+test: $(INSTALLED) packages
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-kernels
+	$(BIN)/pytest $(TESTS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports --no-cache
+
+# The kernels once as plain Python, and once compiled with bounds checks.
+test-kernels: $(INSTALLED)
+	NUMBA_DISABLE_JIT=1 $(BIN)/pytest -q tests/jit
+	NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=$(CHECKED_KERNELS) $(BIN)/pytest -q tests/jit
+
+bench: $(INSTALLED) packages
+	$(BIN)/python perf/kernels.py
+	$(BIN)/python perf/http.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find omendb tests perf -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew whenever the pins or the package's own description are newer.
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+	@echo "Installing into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -e .
+	@touch $@
+
+# Debian splits venv from Python. Where we may, we add it; elsewhere we say what is missing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "OmenDB needs Python 3.11 or newer; PYTHON=... names another one." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Debian's python3-venv ..."; \
+			apt-get update -qq && $(APT_INSTALL) python3-venv >/dev/null; \
+		else \
+			echo "Python's venv module is missing: on Debian, install the package python3-venv." >&2; exit 1; \
+		fi; }
+	@$(PYTHON) -m venv .venv
+
+# Programs that some tests use. Without them those tests are skipped, and say so; in CI they fail.
+packages:
+	@missing=$$(for name in $$(cat packages.debian); do \
+		dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q '^install ok installed' || echo $$name; done); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Debian's" $$missing ...; \
+			{ apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; } || \
+				echo "That failed: some tests are skipped, or fail in CI."; \
+		else \
+			echo "Not installed, so that some tests are skipped:" $$missing; \
+		fi; \
+	fi
