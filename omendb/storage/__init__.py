@@ -1,0 +1,1 @@
+"""Storage: WAL, memtable, segments, learned index files, manifest, recovery, compaction."""

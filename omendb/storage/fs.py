@@ -1,0 +1,298 @@
+"""The file system as the storage engine sees it: the only module that makes file system calls.
+
+Every call that the engine's durability rests on is a method of `FileSystem`, so that a test can put
+another one in its place and fail, tear or forget any of them. Thread safety: a `FileSystem` may be used
+from any thread; a `WritableFile` by one thread at a time, except `sync`, which may run beside `write`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from omendb.errors import LockedError
+from omendb.storage.filenames import TEMPORARY_SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Bytes = bytes | bytearray | memoryview | NDArray[np.generic]
+
+DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class WritableFile(Protocol):
+    """A file that is written from its start to its end."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+
+    def write(self, parts: Sequence[Bytes]) -> None:
+        """Append all parts, or raise OSError; after an error an unknown part of them was written."""
+
+    def sync(self) -> None:
+        """Bring everything written to stable storage; after an error nothing is known."""
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to `size` bytes and go on writing there."""
+
+    def close(self) -> None:
+        """Close without syncing."""
+
+
+class MappedFile(Protocol):
+    """A file of fixed content, mapped read-only for as long as an array over it lives."""
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The whole file, read-only, shape (bytes,)."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Read through the file descriptor: a device error is an OSError here, a signal through the map."""
+
+
+class FileSystem(Protocol):
+    """The calls that the storage engine makes."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create a directory and its parents; nothing happens when it exists."""
+
+    def names(self, path: Path) -> list[str]:
+        """Names in a directory, sorted."""
+
+    def exists(self, path: Path) -> bool:
+        """Whether the path names a file or a directory."""
+
+    def size(self, path: Path) -> int:
+        """Size of a file in bytes."""
+
+    def read(self, path: Path) -> bytes:
+        """Read the whole content of a file."""
+
+    def create(self, path: Path) -> WritableFile:
+        """Create a file for writing; one that exists is an error."""
+
+    def reopen(self, path: Path) -> WritableFile:
+        """Open a file for writing at its end."""
+
+    def map(self, path: Path) -> MappedFile:
+        """Map a file read-only."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name, replacing what had it."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file's name."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Bring the names in a directory to stable storage."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that may still be written to the file system that holds `path`."""
+
+    def lock(self, path: Path) -> object:
+        """Take an exclusive lock, held until the returned object is closed or the process ends."""
+
+
+class _OsWritableFile:
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    def write(self, parts: Sequence[Bytes]) -> None:
+        views = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
+        while views:
+            written = os.writev(self._descriptor, views[:64])
+            self._offset += written
+            # A short write is ordinary (a signal, a nearly full disk): go on with the rest.
+            while views and written >= len(views[0]):
+                written -= len(views[0])
+                views.pop(0)
+            if written:
+                views[0] = views[0][written:]
+
+    def sync(self) -> None:
+        os.fdatasync(self._descriptor)
+
+    def truncate(self, size: int) -> None:
+        os.ftruncate(self._descriptor, size)
+        os.lseek(self._descriptor, size, os.SEEK_SET)
+        self._offset = size
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class _OsMappedFile:
+    """Holds the map through its array only: the array's references are what keeps it mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(self._descriptor).st_size
+        if size:
+            area = mmap.mmap(self._descriptor, size, prot=mmap.PROT_READ)
+            self._data = np.frombuffer(area, dtype=np.uint8)
+        else:
+            self._data = np.empty(0, dtype=np.uint8)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        return self._data
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0:
+            part = os.pread(self._descriptor, size, offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __del__(self) -> None:
+        descriptor = getattr(self, "_descriptor", -1)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class _OsLock:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class OsFileSystem:
+    """`FileSystem` on the operating system."""
+
+    def make_directory(self, path: Path) -> None:
+        missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for created in missing:
+            # The new name must survive a crash as well as what is put below it.
+            self.sync_directory(created.parent)
+
+    def names(self, path: Path) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def create(self, path: Path) -> _OsWritableFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return _OsWritableFile(os.open(path, flags, 0o644), 0)
+
+    def reopen(self, path: Path) -> _OsWritableFile:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        return _OsWritableFile(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+
+    def map(self, path: Path) -> _OsMappedFile:
+        return _OsMappedFile(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        os.rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        os.unlink(path)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize
+
+    def lock(self, path: Path) -> _OsLock:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise LockedError(f"{path.parent} is in use by another process") from error
+        return _OsLock(descriptor)
+
+
+def write_temporary(fs: FileSystem, path: Path, parts: Sequence[Bytes]) -> Path:
+    """Write a file's content under a temporary name beside its own, durably.
+
+    Returns
+    -------
+    Path
+        The temporary name.
+
+    Raises
+    ------
+    OSError
+        Nothing remains of it.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    if fs.exists(temporary):
+        fs.remove(temporary)
+    file = fs.create(temporary)
+    try:
+        file.write(parts)
+        file.sync()
+    except OSError:
+        file.close()
+        discard(fs, temporary)
+        raise
+    file.close()
+    return temporary
+
+
+def publish(fs: FileSystem, temporary: Path, path: Path) -> None:
+    """Give a file that was written and synced its final name, durably.
+
+    Raises
+    ------
+    OSError
+        It is not known which name survives a crash.
+    """
+    fs.rename(temporary, path)
+    # Sync the directory too: without it a crash may forget the rename.
+    fs.sync_directory(path.parent)
+
+
+def discard(fs: FileSystem, path: Path) -> None:
+    """Remove a file that nothing refers to; an error is left to the next start, which tries again."""
+    try:
+        fs.remove(path)
+    except OSError:
+        return
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

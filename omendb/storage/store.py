@@ -1,0 +1,499 @@
+"""The store: everything durable, without threads and without a clock.
+
+Who calls what: one thread inserts (`append`, `sync`, `apply`, `freeze`), one flushes (`flush_oldest`), one
+maintains (`compact`, `retrain`); any thread may read `snapshot`. The engine owns those threads; a test may
+call all of it from one, in any order, and so replay any schedule.
+
+Invariants: `snapshot` holds every applied record; the manifest and the log together hold every record that
+was synced; a file is removed only after the manifest has stopped naming it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from omendb.errors import CorruptionError, WalFailedError
+from omendb.model import INT64_MAX, INT64_MIN, Batch, Columns
+from omendb.storage import compaction, filenames, learned_index, manifest
+from omendb.storage.fs import discard
+from omendb.storage.memtable import Memtable
+from omendb.storage.segment import IndexDamageError, Segment, open_segment
+from omendb.storage.segment_writer import write_index, write_segment
+from omendb.storage.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from omendb.config import Settings
+    from omendb.storage.fs import FileSystem
+    from omendb.storage.manifest import Manifest, SegmentEntry
+    from omendb.storage.wal import Wal
+
+logger = logging.getLogger("omendb.storage")
+
+SEGMENT_ROWS_MAX = 2_000_000
+"""Rows of one segment: bounds the memory that writing one takes (about 100 MB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a flush, a compaction or a retrain did.
+
+    Attributes
+    ----------
+    rows_in, rows_out : int
+    bytes_written : int
+    segments_in, segments_out : int
+    """
+
+    rows_in: int
+    rows_out: int
+    bytes_written: int
+    segments_in: int
+    segments_out: int
+
+
+class Store:
+    """An open data directory; `omendb.storage.recovery.open_store` makes one.
+
+    Attributes
+    ----------
+    snapshot : Snapshot
+        The current one; replaced, never changed.
+    settings : Settings
+        May be replaced while the store is open.
+    damaged : set of int
+        Numbers of segments that failed a checksum since the start.
+    """
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: Path,
+        settings: Settings,
+        wal: Wal,
+        loaded: Manifest,
+        segments: Sequence[Segment],
+        frozen: Sequence[Memtable],
+        active: Memtable,
+        lock: Any,  # noqa: ANN401
+        partition_rows: int = compaction.PARTITION_ROWS,
+        segment_rows_max: int = SEGMENT_ROWS_MAX,
+    ) -> None:
+        self.fs = fs
+        self.directory = directory
+        self.data_directory = directory / filenames.DATA_DIRECTORY
+        self.settings = settings
+        self.wal = wal
+        self.damaged: set[int] = set()
+        self.snapshot = Snapshot(tuple(segments), tuple(frozen), active)
+        self._manifest = loaded
+        self._next_number = loaded.next_number
+        self._partition_rows = partition_rows
+        self._segment_rows_max = segment_rows_max
+        self._directory_lock = lock
+        # Protects the manifest, the snapshot's replacement and the file numbers; taken before the WAL's.
+        self._lock = threading.Lock()
+        # Held through a compaction or a retrain, so that one runs at a time; taken before `_lock`.
+        self._maintenance_lock = threading.Lock()
+        self._removed: list[tuple[weakref.ref[Any], int]] = []
+
+    def mark_open(self) -> None:
+        """Publish what recovery found, and that the store is in use: only `close` makes it clean again.
+
+        Raises
+        ------
+        OSError, WalFailedError
+        """
+        with self._lock:
+            self._commit(self.snapshot.segments)
+        self.wal.remove_before(self._manifest.first_wal_file)
+
+    # Inserting: one thread.
+
+    def append(self, batch: Batch) -> int:
+        """Write a batch to the log; returns its sequence. See `Wal.append`."""
+        return self.wal.append(batch)
+
+    def sync(self) -> None:
+        """Make every appended batch durable. See `Wal.sync`."""
+        self.wal.sync()
+
+    def apply(self, batch: Batch, sequence: int) -> None:
+        """Make an appended batch visible, as a whole."""
+        active = self.snapshot.active
+        with active.lock:
+            active.insert(batch, sequence)
+
+    def freeze(self) -> bool:
+        """Start a new memtable and a new WAL file; the old memtable waits to be flushed.
+
+        Returns
+        -------
+        bool
+            False when the memtable is empty.
+
+        Raises
+        ------
+        WalFailedError
+        """
+        active = self.snapshot.active
+        if active.is_empty:
+            return False
+        self.wal.rotate()
+        with active.lock:
+            active.freeze()
+        with self._lock:
+            old = self.snapshot
+            self.snapshot = Snapshot(old.segments, (*old.frozen, active), Memtable())
+        return True
+
+    # Flushing: one thread.
+
+    def flush_oldest(self) -> Work | None:
+        """Turn the oldest frozen memtable into segments; None when none waits.
+
+        Raises
+        ------
+        OSError
+            Nothing has changed: it may be tried again.
+        """
+        frozen = self.snapshot.frozen
+        if not frozen:
+            return None
+        memtable = frozen[0]
+        source = memtable.export()
+        rows = Columns(source.series_column(), source.timestamp, source.value)
+        sequences = (memtable.first_sequence, memtable.last_sequence)
+        while True:
+            boundaries = self._manifest.boundaries
+            parts = list(split(rows, boundaries, self._segment_rows_max))
+            entries = self._write(parts, sequences)
+            added = self._open(entries)
+            with self._lock:
+                if self._manifest.boundaries == boundaries:
+                    self._commit(
+                        [*self.snapshot.segments, *added],
+                        covered_sequence=memtable.last_sequence,
+                        flushed=1,
+                    )
+                    break
+            # A compaction has cut a partition meanwhile: cut these rows there, too.
+            self._discard(entries)
+        self.wal.remove_before(self._manifest.first_wal_file)
+        return _work(rows.count, 0, entries)
+
+    # Maintaining: one thread at a time.
+
+    def compact(self, *, everything: bool = False) -> Work | None:
+        """Do the next merge; None when there is nothing to gain.
+
+        Parameters
+        ----------
+        everything : bool
+            Bring every partition down to one generation, one partition a call.
+
+        Raises
+        ------
+        CorruptionError
+            An input failed a checksum: its partition is left alone from now on.
+        OSError
+            Nothing has changed.
+        """
+        with self._maintenance_lock:
+            chosen = compaction.plan(
+                self.snapshot.segments,
+                self._manifest.boundaries,
+                damaged=self.damaged,
+                everything=everything,
+                partition_rows=self._partition_rows,
+            )
+            if chosen is None:
+                return None
+            for segment in chosen.inputs:
+                self.check(segment)
+            boundary = None
+            if chosen.cut:
+                boundary = compaction.choose_boundary(chosen.inputs, self._partition_rows)
+            ranges = [(INT64_MIN, INT64_MAX)]
+            if boundary is not None:
+                ranges = [(INT64_MIN, boundary - 1), (boundary, INT64_MAX)]
+            entries: list[SegmentEntry] = []
+            try:
+                for start, end in ranges:
+                    for rows in compaction.merged(chosen.inputs, self._segment_rows_max, start, end):
+                        entries += self._write([rows], chosen.sequences)
+            except BaseException:
+                self._discard(entries)
+                raise
+            added = self._open(entries)
+            with self._lock:
+                gone = {id(segment) for segment in chosen.inputs}
+                kept = [s for s in self.snapshot.segments if id(s) not in gone]
+                boundaries = self._manifest.boundaries
+                if boundary is not None:
+                    boundaries = sorted({*boundaries, boundary})
+                    # What a flush added to the partition meanwhile may lie across the new boundary.
+                    kept, split_entries = self._split_at(kept, boundary, boundaries)
+                    added += self._open(split_entries)
+                before = self.snapshot.segments
+                self._commit([*kept, *added], boundaries=boundaries)
+            alive = {id(segment) for segment in self.snapshot.segments}
+            self._remove([segment for segment in before if id(segment) not in alive])
+            return _work(chosen.rows, len(chosen.inputs), entries)
+
+    def retrain(self) -> Work:
+        """Fit every segment's models anew with the current `max_error`.
+
+        Raises
+        ------
+        CorruptionError
+            A segment failed a checksum; the others' models are still the old ones.
+        OSError
+            Nothing has changed.
+        """
+        with self._maintenance_lock:
+            old = self.snapshot.segments
+            fitted: dict[int, Segment] = {}
+            written: list[Path] = []
+            size = 0
+            try:
+                for segment in old:
+                    self.check(segment)
+                    index = learned_index.fit(
+                        segment.columns().series_id,
+                        segment.timestamp,
+                        self.settings.max_error,
+                        segment.index.binding,
+                        (segment.index.timestamp_checksums, segment.index.value_checksums),
+                    )
+                    number = self._take_numbers(1)
+                    entry = msgspec.structs.replace(
+                        segment.entry,
+                        index=write_index(self.fs, self.data_directory, segment.entry.number, number, index),
+                    )
+                    written.append(self._index_path(entry))
+                    size += entry.index.bytes
+                    fitted[id(segment)] = segment.with_index(entry, index)
+                with self._lock:
+                    self._commit([fitted.get(id(s), s) for s in self.snapshot.segments])
+            except BaseException:
+                for path in written:
+                    discard(self.fs, path)
+                raise
+            for segment in old:
+                discard(self.fs, self._index_path(segment.entry))
+            rows = sum(segment.rows for segment in old)
+            return Work(rows, rows, size, len(old), len(old))
+
+    def check(self, segment: Segment) -> None:
+        """Check every block of a segment, and remember when it is damaged.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        try:
+            segment.verify_all()
+        except CorruptionError:
+            self.damaged.add(segment.entry.number)
+            raise
+
+    def close(self) -> None:
+        """Flush everything and mark a clean stop.
+
+        Raises
+        ------
+        OSError, WalFailedError
+            The stop is then not clean; nothing is lost, the next start replays the log.
+        """
+        self.freeze()
+        while self.flush_oldest() is not None:
+            pass
+        with self._lock:
+            self._commit(self.snapshot.segments, clean=True)
+        self.wal.close()
+        self.release()
+
+    def release(self) -> None:
+        """Give the data directory free, without flushing: as after a crash."""
+        self._directory_lock.close()
+
+    # Figures.
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of live segments and their indexes."""
+        return sum(s.entry.bytes + s.entry.index.bytes for s in self.snapshot.segments)
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Where partitions meet (see `Manifest.boundaries`)."""
+        return self._manifest.boundaries
+
+    @property
+    def removed_mapped_bytes(self) -> int:
+        """Bytes of removed files that a reader still has mapped: disk space that is not free yet."""
+        with self._lock:
+            self._removed = [(alive, size) for alive, size in self._removed if alive() is not None]
+            return sum(size for _, size in self._removed)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of all mapped files, removed ones included."""
+        return self.data_bytes + self.removed_mapped_bytes
+
+    def _take_numbers(self, count: int) -> int:
+        with self._lock:
+            first = self._next_number
+            self._next_number += count
+            return first
+
+    def _write(self, parts: Iterable[Columns], sequences: tuple[int, int]) -> list[SegmentEntry]:
+        entries: list[SegmentEntry] = []
+        try:
+            for rows in parts:
+                number = self._take_numbers(2)
+                entries.append(
+                    write_segment(
+                        self.fs,
+                        self.data_directory,
+                        (number, number + 1),
+                        rows,
+                        self.settings.max_error,
+                        sequences,
+                    )
+                )
+        except BaseException:
+            self._discard(entries)
+            raise
+        return entries
+
+    def _open(self, entries: Iterable[SegmentEntry]) -> list[Segment]:
+        """Map what was just written; reads the footers and the indexes back and checks them."""
+        try:
+            return [open_segment(self.fs, self.data_directory, entry) for entry in entries]
+        except IndexDamageError as error:
+            raise CorruptionError(str(self.data_directory), 0, f"just written: {error}") from error
+
+    def _split_at(
+        self, segments: list[Segment], boundary: int, boundaries: list[int]
+    ) -> tuple[list[Segment], list[SegmentEntry]]:
+        """Rewrite the segments that lie across a new boundary; the lock is held."""
+        kept: list[Segment] = []
+        entries: list[SegmentEntry] = []
+        for segment in segments:
+            entry = segment.entry
+            if not entry.first_timestamp < boundary <= entry.last_timestamp:
+                kept.append(segment)
+                continue
+            for rows in split(segment.columns(), boundaries, self._segment_rows_max):
+                numbers = (self._next_number, self._next_number + 1)
+                self._next_number += 2
+                entries.append(
+                    write_segment(
+                        self.fs,
+                        self.data_directory,
+                        numbers,
+                        rows,
+                        self.settings.max_error,
+                        (entry.first_sequence, entry.last_sequence),
+                    )
+                )
+        return kept, entries
+
+    def _commit(
+        self,
+        segments: Iterable[Segment],
+        *,
+        boundaries: list[int] | None = None,
+        covered_sequence: int | None = None,
+        flushed: int = 0,
+        clean: bool = False,
+    ) -> None:
+        """Publish a manifest, then the snapshot that agrees with it; the lock is held."""
+        ordered = sorted(segments, key=lambda s: (s.entry.last_sequence, s.entry.number))
+        old = self._manifest
+        covered = old.covered_sequence if covered_sequence is None else covered_sequence
+        new = manifest.Manifest(
+            version=old.version + 1,
+            store=old.store,
+            clean=clean,
+            next_number=self._next_number,
+            first_wal_file=self.wal.first_file_after(covered),
+            covered_sequence=covered,
+            boundaries=old.boundaries if boundaries is None else boundaries,
+            segments=[segment.entry for segment in ordered],
+        )
+        try:
+            manifest.commit(self.fs, self.directory, new)
+        except WalFailedError as error:
+            self.wal.fail(str(error))
+            raise
+        self._manifest = new
+        view = self.snapshot
+        self.snapshot = Snapshot(tuple(ordered), view.frozen[flushed:], view.active)
+
+    def _remove(self, segments: Iterable[Segment]) -> None:
+        """Remove the files of segments that the manifest no longer names."""
+        for segment in segments:
+            with self._lock:
+                self._removed.append((weakref.ref(segment.file.data), segment.entry.bytes))
+            self._discard([segment.entry])
+
+    def _discard(self, entries: Iterable[SegmentEntry]) -> None:
+        for entry in entries:
+            discard(self.fs, self.data_directory / filenames.segment_name(entry.number))
+            discard(self.fs, self._index_path(entry))
+
+    def _index_path(self, entry: SegmentEntry) -> Path:
+        return self.data_directory / filenames.index_name(entry.number, entry.index.number)
+
+
+def split(rows: Columns, boundaries: Sequence[int], rows_max: int) -> Iterable[Columns]:
+    """Cut rows at the partitions' boundaries, and into parts of at most `rows_max` rows.
+
+    Parameters
+    ----------
+    rows : Columns
+    boundaries : sequence of int
+        Ascending.
+    rows_max : int
+
+    Yields
+    ------
+    Columns
+        Not empty, in the rows' order.
+    """
+    if not rows.count:
+        return
+    first = compaction.partition_of(int(rows.timestamp.min()), boundaries)
+    last = compaction.partition_of(int(rows.timestamp.max()), boundaries)
+    for partition in range(first, last + 1):
+        part = rows
+        if first != last:
+            low = boundaries[partition - 1] if partition else INT64_MIN
+            high = boundaries[partition] - 1 if partition < len(boundaries) else INT64_MAX
+            chosen = np.flatnonzero((rows.timestamp >= low) & (rows.timestamp <= high))
+            part = Columns(rows.series_id[chosen], rows.timestamp[chosen], rows.value[chosen])
+        for start in range(0, part.count, rows_max):
+            stop = start + rows_max
+            yield Columns(part.series_id[start:stop], part.timestamp[start:stop], part.value[start:stop])
+
+
+def _work(rows_in: int, segments_in: int, entries: list[SegmentEntry]) -> Work:
+    return Work(
+        rows_in=rows_in,
+        rows_out=sum(entry.rows for entry in entries),
+        bytes_written=sum(entry.bytes + entry.index.bytes for entry in entries),
+        segments_in=segments_in,
+        segments_out=len(entries),
+    )
