@@ -1,0 +1,560 @@
+"""The engine: a store with its threads and its clock; what `omendb.open` returns and the server runs.
+
+Threads: the *committer* groups waiting inserts, writes and syncs the log, applies them and answers; the
+*flusher* turns frozen memtables into segments; the *compactor* merges segments; the *timer* syncs on an
+interval, flushes by age, and watches memory. Queries run in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omendb.committer import Committer
+from omendb.config import Settings, check
+from omendb.errors import OmenError, OverloadedError, WalFailedError
+from omendb.executor import Scan, WindowScan
+from omendb.flusher import Compactor, Flusher, storage_error
+from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
+from omendb.jit.warmup import Warmed, warm_up
+from omendb.lifecycle import Lifecycle
+from omendb.metrics import Metrics, memory_gauges, memory_limit_bytes, package_version, process_memory
+from omendb.model import Batch, Columns, Windows, make_batch
+from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
+from omendb.reports import GcReport, IndexStats, Retrain, RetrainReport, Stats, Status
+from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
+from omendb.storage.recovery import Recovery, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from numpy.typing import ArrayLike
+
+    from omendb.storage.store import Store
+
+logger = logging.getLogger("omendb.engine")
+
+FLUSH_AT = 0.70
+"""Share of the memory limit at which memtables are flushed early."""
+
+REFUSE_AT = 0.85
+"""Share of the memory limit at which inserts are refused."""
+
+_TICK_SECONDS = 0.1
+
+
+class Engine:
+    """A time-series database in this process.
+
+    Parameters
+    ----------
+    path : str or Path
+        The data directory; made when it does not exist. One process owns it at a time.
+    settings : Settings, optional
+    metrics : Metrics, optional
+        Where measurements go; a new one by default.
+    fs : FileSystem, optional
+        For tests.
+
+    Attributes
+    ----------
+    status : Status
+    failed : threading.Event
+        Set when the log has failed: nothing more is acknowledged, and the process should end.
+    metrics : Metrics
+    recovery : Recovery or None
+        What the start found.
+
+    Examples
+    --------
+    >>> import tempfile, omendb
+    >>> with tempfile.TemporaryDirectory() as path, omendb.open(path) as db:
+    ...     db.insert(1, [10, 20, 30], [1.0, 2.0, 4.0])
+    ...     db.query(start=20, series_id=1).value.tolist()
+    3
+    [2.0, 4.0]
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Settings | None = None,
+        *,
+        metrics: Metrics | None = None,
+        fs: FileSystem | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.metrics = metrics or Metrics()
+        self.recovery: Recovery | None = None
+        self._settings = settings or Settings()
+        self._fs = fs or OsFileSystem()
+        self._lifecycle = Lifecycle(self.path)
+        self._store: Store | None = None
+        self._committer: Committer
+        self._flusher: Flusher
+        self._compactor: Compactor
+        self._admin_lock = threading.Lock()  # one maintenance call at a time; taken before all others
+        self._last_retrain: Retrain | None = None
+        self._threads: list[threading.Thread] = []
+        self._started_at = time.monotonic()
+        self.metrics.add_gauges(memory_gauges(lambda: self._settings.max_memory_mb))
+        self.metrics.add_gauges(self._gauges)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    @property
+    def status(self) -> Status:
+        """Where the store stands in its life."""
+        return self._lifecycle.status
+
+    @property
+    def failed(self) -> threading.Event:
+        """Set when the log has failed: nothing more is acknowledged, and the process should end."""
+        return self._lifecycle.failed
+
+    # Life.
+
+    def start(self, *, compile_kernels: bool = False) -> None:
+        """Recover the store and start the threads; returns when it is ready.
+
+        Parameters
+        ----------
+        compile_kernels : bool
+            Make every kernel ready first, so that no request waits for a compiler; without it each is
+            compiled, or loaded from the cache, when it is first called.
+
+        Raises
+        ------
+        LockedError
+            Another process has the directory open.
+        CorruptionError
+            Something that had been durable is damaged.
+        OSError
+        """
+        lifecycle = self._lifecycle
+        lifecycle.report("starting", 0.0)
+        try:
+            if compile_kernels:
+                self._compile_kernels()
+            store, self.recovery = open_store(self._fs, self.path, self._settings, lifecycle.report)
+        except BaseException as error:
+            lifecycle.fail(error)
+            raise
+        self._compactor = Compactor(store, lifecycle, self.metrics)
+        self._flusher = Flusher(store, self._compactor, lifecycle, self.metrics)
+        self._committer = Committer(store, self._flusher, lambda: self._settings, lifecycle, self.metrics)
+        self._store = store
+        for name, target in (
+            ("commit", self._committer.run),
+            ("flush", self._flusher.run),
+            ("compact", self._compactor.run),
+            ("timer", lambda: self._run_timer(store)),
+        ):
+            thread = threading.Thread(target=target, name=f"omendb-{name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._flusher.wake()
+        self._compactor.wake()
+        lifecycle.set_ready()
+
+    def close(self) -> None:
+        """Finish what is waiting, flush, and mark a clean stop; may be called twice.
+
+        Raises
+        ------
+        OSError, WalFailedError
+            The stop is not clean; nothing acknowledged is lost.
+        """
+        store = self._store
+        if not self._lifecycle.close() or store is None:
+            return
+        self._committer.stop()
+        self._flusher.wake()
+        self._compactor.wake()
+        for thread in self._threads:
+            thread.join()
+        if self.failed.is_set():
+            store.release()
+            return
+        try:
+            store.close()
+        except BaseException:
+            store.release()
+            raise
+        logger.info("closed %s", self.path)
+
+    def __enter__(self) -> Self:
+        """Start the engine, unless it was."""
+        if self.status.phase == "new":
+            self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the engine."""
+        self.close()
+
+    # Inserting.
+
+    def insert(self, series_id: ArrayLike, timestamp: ArrayLike, value: ArrayLike) -> int:
+        """Store points; when it returns they are durable and visible, and later writes of a key win.
+
+        Parameters
+        ----------
+        series_id : int or array_like of int, shape (n,)
+            At least 0. A single id may go with arrays of timestamps and values.
+        timestamp : int or array_like of int, shape (n,)
+            In whatever unit the store uses; any order.
+        value : float or array_like of float, shape (n,)
+            Finite.
+
+        Returns
+        -------
+        int
+            Number of points.
+
+        Raises
+        ------
+        InvalidRequestError
+            Nothing was stored.
+        OverloadedError, DiskFullError
+            Nothing was stored; the same call may succeed later.
+        WalFailedError, NotReadyError, ClosedError
+        """
+        batch = make_batch(series_id, timestamp, value)
+        if not len(batch.timestamp):
+            return 0
+        finished = threading.Event()
+        outcome: list[OmenError | None] = []
+
+        def done(error: OmenError | None) -> None:
+            outcome.append(error)
+            finished.set()
+
+        self.submit(batch, done)
+        finished.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+        return len(batch.timestamp)
+
+    def submit(self, batch: Batch, done: Callable[[OmenError | None], None]) -> None:
+        """Queue a batch for the next group commit.
+
+        Parameters
+        ----------
+        batch : Batch
+            Valid, with at least one row.
+        done : callable
+            Is called once, from the committer's thread: with None when the batch is durable and visible,
+            else with the error; nothing was stored then. It must not block.
+
+        Raises
+        ------
+        OverloadedError, NotReadyError, WalFailedError, ClosedError, InvalidRequestError
+            The batch was not queued, and `done` will not be called.
+        """
+        self._open_store()
+        self._committer.submit(batch, done)
+
+    # Reading.
+
+    def query(
+        self,
+        start: int | None = None,
+        end: int | None = None,
+        series_id: int | ArrayLike | None = None,
+        limit: int | None = None,
+    ) -> Columns:
+        """Rows of some series in a range of time, in order of ``(series_id, timestamp)``.
+
+        Parameters
+        ----------
+        start, end : int, optional
+            Timestamps, both inclusive.
+        series_id : int or array_like of int, optional
+            One series or several; all without it.
+        limit : int, optional
+            Rows at most, from the first.
+
+        Returns
+        -------
+        Columns
+            Read-only views over the mapped file, without a copy, when one series is asked for and one
+            segment holds the answer; else fresh arrays. A view over a Parquet column may be unaligned.
+
+        Raises
+        ------
+        InvalidRequestError, CorruptionError, NotReadyError, ClosedError
+        """
+        return self.scan(make_range_query(start, end, series_id, limit)).columns()
+
+    def scan(self, query: RangeQuery) -> Scan:
+        """Bind a range query to the store as it is now; the rows come in pieces.
+
+        Raises
+        ------
+        NotReadyError, ClosedError
+        """
+        return Scan(self._open_store().snapshot, query)
+
+    def aggregate(
+        self,
+        step: int,
+        agg: str | Sequence[str] = ("mean",),
+        start: int | None = None,
+        end: int | None = None,
+        series_id: int | ArrayLike | None = None,
+        limit: int | None = None,
+    ) -> Windows:
+        """Aggregates in windows of `step` timestamp units, for each series; empty windows are left out.
+
+        Parameters
+        ----------
+        step : int
+            At least 1.
+        agg : str or sequence of str
+            Of count, sum, min, max, mean, first, last, stddev.
+        start, end : int, optional
+            Timestamps, both inclusive. Windows are aligned to `start`; without it, to multiples of `step`.
+        series_id : int or array_like of int, optional
+        limit : int, optional
+            Windows at most, from the first.
+
+        Returns
+        -------
+        Windows
+
+        Raises
+        ------
+        InvalidRequestError, CorruptionError, NotReadyError, ClosedError
+        """
+        return self.window_scan(make_window_query(step, agg, start, end, series_id, limit)).windows()
+
+    def window_scan(self, query: WindowQuery) -> WindowScan:
+        """Bind a window query to the store as it is now; the windows come in pieces.
+
+        Raises
+        ------
+        NotReadyError, ClosedError
+        """
+        return WindowScan(self._open_store().snapshot, query)
+
+    def stats(self) -> Stats:
+        """Figures of the store. Exact: counts distinct keys, which takes time when many overlap.
+
+        Raises
+        ------
+        CorruptionError, NotReadyError, ClosedError
+        """
+        store = self._open_store()
+        return record_stats(store, time.monotonic() - self._started_at, package_version())
+
+    def index_stats(self) -> IndexStats:
+        """Figures of the learned index, measured on the data; what has not changed is not measured again.
+
+        Raises
+        ------
+        CorruptionError, NotReadyError, ClosedError
+        """
+        store = self._open_store()
+        return index_stats(store, self._settings.max_error, self._last_retrain)
+
+    # Maintaining.
+
+    def flush(self) -> None:
+        """Turn everything in memory into segments; returns when that is done.
+
+        Raises
+        ------
+        OmenError
+            It could not be written; nothing is lost, and it is tried again.
+        """
+        store = self._open_store()
+        self._lifecycle.check_ready()
+        frozen = self._committer.freeze()
+        while not frozen.wait(_TICK_SECONDS):
+            self._lifecycle.check_ready()
+        self._flusher.wait_for(set(map(id, store.snapshot.frozen)))
+
+    def gc(self) -> GcReport:
+        """Merge segments, drop superseded rows, delete and unmap dead files, give memory back.
+
+        Raises
+        ------
+        OmenError
+        """
+        started = time.monotonic()
+        with self._admin_lock:
+            store = self._open_store()
+            before = space_state(store)
+            self.flush()
+            dropped = 0
+            while (work := self._compactor.compact(everything=True)) is not None:
+                dropped += work
+            release_memory()
+            after = space_state(store)
+        seconds = time.monotonic() - started
+        self.metrics.gc_duration.observe(seconds)
+        logger.info(
+            "gc done segments=%d->%d disk_bytes=%d->%d dropped_rows=%d duration_ms=%.3f",
+            before.segments,
+            after.segments,
+            before.disk_bytes,
+            after.disk_bytes,
+            dropped,
+            seconds * 1e3,
+        )
+        return GcReport(before, after, dropped, seconds)
+
+    def retrain(self, max_error: int | None = None) -> RetrainReport:
+        """Flush, and fit every model anew.
+
+        Parameters
+        ----------
+        max_error : int, optional
+            From now on the setting, in rows.
+
+        Raises
+        ------
+        ConfigError
+        OmenError
+        """
+        started = time.monotonic()
+        with self._admin_lock:
+            store = self._open_store()
+            before = index_state(store)
+            if max_error is not None:
+                self._settings = self._settings.with_changes(max_error=max_error)
+                store.settings = self._settings
+            self.flush()
+            try:
+                store.retrain()
+            except OSError as error:
+                raise storage_error(error) from error
+            after = index_state(store)
+        seconds = time.monotonic() - started
+        self._last_retrain = Retrain(time.time(), seconds)
+        self.metrics.retrain_duration.observe(seconds)
+        logger.info(
+            "retrain done max_error=%d->%d bytes=%d->%d duration_ms=%.3f",
+            before.max_error,
+            after.max_error,
+            before.bytes,
+            after.bytes,
+            seconds * 1e3,
+        )
+        return RetrainReport(before, after, seconds)
+
+    # The timer.
+
+    def _run_timer(self, store: Store) -> None:
+        committer = self._committer
+        synced_at = time.monotonic()
+        while not self._lifecycle.closing.wait(self._tick_seconds()):
+            now = time.monotonic()
+            if committer.unsynced and now - synced_at >= self._settings.sync_interval_ms / 1e3:
+                committer.unsynced = False
+                synced_at = now
+                try:
+                    store.sync()
+                except WalFailedError as failure:
+                    self._lifecycle.fail(failure)
+            if store.snapshot.active.is_empty:
+                committer.frozen_at = now
+            elif now - committer.frozen_at >= self._settings.flush_interval_ms / 1e3:
+                committer.frozen_at = now
+                committer.freeze()
+            self._watch_memory(store)
+
+    def _tick_seconds(self) -> float:
+        interval = self._settings.sync_interval_ms / 1e3
+        return min(_TICK_SECONDS, interval) if interval else _TICK_SECONDS
+
+    def _watch_memory(self, store: Store) -> None:
+        limit = memory_limit_bytes(self._settings.max_memory_mb)
+        used = process_memory().unreclaimable
+        refusal = None
+        if used >= REFUSE_AT * limit:
+            refusal = OverloadedError(
+                f"memory is short: {used >> 20} of {limit >> 20} MiB are in use", retry_after_seconds=1
+            )
+        self._committer.refusal = refusal
+        if used >= FLUSH_AT * limit:
+            # Small memtables are not worth a flush: they are not what the memory went to.
+            if store.snapshot.active.bytes > limit // 50:
+                self._committer.freeze()
+            release_memory()
+
+    # Helpers.
+
+    def _compile_kernels(self) -> None:
+        def report(done: Warmed) -> None:
+            self._lifecycle.report(f"compiling kernels: {done.module} is ready", done.position / done.modules)
+            if done.compiled:
+                logger.info(
+                    "kernels compiled module=%s (%d of %d) kernels=%d compiled=%d duration_ms=%.3f",
+                    done.module,
+                    done.position,
+                    done.modules,
+                    done.kernels,
+                    done.compiled,
+                    done.seconds * 1e3,
+                )
+
+        self._lifecycle.report("loading kernels", 0.0)
+        warm_up(report)
+
+    def _open_store(self) -> Store:
+        if self._store is None:
+            raise self._lifecycle.refusal()
+        self._lifecycle.check_readable()
+        return self._store
+
+    def _gauges(self) -> Iterable[tuple[str, str, float]]:
+        if self._store is None:
+            return []
+        unclean = self.recovery is not None and not self.recovery.clean
+        return [
+            *gauges(self._store),
+            ("omendb_unclean_start", "1 when the last stop was not a clean one.", float(unclean)),
+        ]
+
+
+def open(path: str | Path, **settings: Any) -> Engine:  # noqa: A001, ANN401
+    """Open a database in this process, or make one.
+
+    Parameters
+    ----------
+    path : str or Path
+        The data directory.
+    **settings : int
+        See `omendb.config.Settings`.
+
+    Returns
+    -------
+    Engine
+        Started; a context manager that closes it.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown or out of range.
+    LockedError, CorruptionError, OSError
+    """
+    for name, value in settings.items():
+        check(name, value)
+    engine = Engine(path, Settings(**settings))
+    engine.start()
+    return engine

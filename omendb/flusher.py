@@ -1,0 +1,220 @@
+"""The flusher turns frozen memtables into segments; the compactor merges segments. One thread each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from omendb.errors import CorruptionError, DiskFullError, OmenError, WalFailedError
+from omendb.storage.fs import DISK_FULL_ERRNOS
+
+if TYPE_CHECKING:
+    from omendb.lifecycle import Lifecycle
+    from omendb.metrics import Metrics
+    from omendb.storage.store import Store
+
+logger = logging.getLogger("omendb.maintenance")
+
+FROZEN_MAX = 4
+"""Frozen memtables that may wait for the flusher before inserts wait for it."""
+
+_POLL_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
+
+
+def storage_error(error: OSError) -> OmenError:
+    """Wrap what the file system raised outside of the log."""
+    if error.errno in DISK_FULL_ERRNOS:
+        return DiskFullError(f"no space left: {error}")
+    return OmenError(f"storage error: {error}")
+
+
+class Compactor:
+    """Merges segments in the background, and on request.
+
+    Thread safety: everything may be called from any thread; the store does one merge at a time.
+
+    Parameters
+    ----------
+    store : Store
+    lifecycle : Lifecycle
+    metrics : Metrics
+    """
+
+    def __init__(self, store: Store, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._wanted = threading.Event()
+
+    def wake(self) -> None:
+        """There may be something to merge."""
+        self._wanted.set()
+
+    def run(self) -> None:
+        """Merge until the lifecycle is closing; the thread of the background."""
+        closing = self._lifecycle.closing
+        while not closing.is_set():
+            self._wanted.wait()
+            self._wanted.clear()
+            while not closing.is_set() and not self._lifecycle.failed.is_set():
+                try:
+                    if self.compact() is None:
+                        break
+                except CorruptionError as error:
+                    logger.error("compaction leaves a damaged partition alone: %s", error)  # noqa: TRY400
+                except OmenError as error:
+                    logger.warning("compaction failed, will be tried again: %s", error)
+                    closing.wait(_RETRY_SECONDS)
+
+    def compact(self, *, everything: bool = False) -> int | None:
+        """Do one merge; see `Store.compact`.
+
+        Returns
+        -------
+        int or None
+            Rows that it dropped; None when there was nothing to do.
+
+        Raises
+        ------
+        OmenError
+            Nothing has changed.
+        """
+        started = time.perf_counter()
+        try:
+            work = self._store.compact(everything=everything)
+        except OSError as error:
+            raise storage_error(error) from error
+        except WalFailedError as failure:
+            self._lifecycle.fail(failure)
+            raise
+        if work is None:
+            return None
+        seconds = time.perf_counter() - started
+        self._metrics.compaction_duration.observe(seconds)
+        logger.info(
+            "compaction done rows=%d->%d segments=%d->%d bytes=%d duration_ms=%.3f",
+            work.rows_in,
+            work.rows_out,
+            work.segments_in,
+            work.segments_out,
+            work.bytes_written,
+            seconds * 1e3,
+        )
+        return work.rows_in - work.rows_out
+
+
+class Flusher:
+    """Flushes frozen memtables, the oldest first, and tries again when that fails.
+
+    Thread safety: `run` is the one thread that flushes; the rest may be called from any thread.
+
+    Parameters
+    ----------
+    store : Store
+    compactor : Compactor
+        Is woken after each flush.
+    lifecycle : Lifecycle
+    metrics : Metrics
+    """
+
+    def __init__(self, store: Store, compactor: Compactor, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self._store = store
+        self._compactor = compactor
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._wanted = threading.Event()
+        # Told after each attempt; protects `_error`.
+        self._tried = threading.Condition()
+        self._error: OmenError | None = None
+
+    def wake(self) -> None:
+        """There may be something to flush."""
+        self._wanted.set()
+
+    def wait_for_room(self) -> None:
+        """Hold an insert back while too many memtables wait.
+
+        Raises
+        ------
+        DiskFullError
+            Flushing cannot go on.
+        """
+        if len(self._store.snapshot.frozen) < FROZEN_MAX:
+            return
+        with self._tried:
+            while len(self._store.snapshot.frozen) >= FROZEN_MAX:
+                if self._lifecycle.closing.is_set() or self._lifecycle.failed.is_set():
+                    return
+                if self._error is not None:
+                    raise DiskFullError(f"memory is full and cannot be flushed: {self._error}")
+                self._tried.wait(_POLL_SECONDS)
+
+    def wait_for(self, frozen: set[int]) -> None:
+        """Wait until memtables are flushed.
+
+        Parameters
+        ----------
+        frozen : set of int
+            Their identities.
+
+        Raises
+        ------
+        OmenError
+            The attempt failed; it will be repeated.
+        """
+        with self._tried:
+            self._error = None
+        self.wake()
+        with self._tried:
+            while frozen & set(map(id, self._store.snapshot.frozen)):
+                self._tried.wait(_POLL_SECONDS)
+                if self._error is not None:
+                    raise self._error
+                self._lifecycle.check_ready()
+
+    def run(self) -> None:
+        """Flush until the lifecycle is closing and nothing waits."""
+        closing = self._lifecycle.closing
+        while True:
+            self._wanted.wait()
+            self._wanted.clear()
+            while self._store.snapshot.frozen and not self._lifecycle.failed.is_set():
+                error = self._flush()
+                with self._tried:
+                    self._error = error
+                    self._tried.notify_all()
+                if error is None:
+                    self._compactor.wake()
+                elif closing.wait(_RETRY_SECONDS):
+                    return
+            if closing.is_set():
+                return
+
+    def _flush(self) -> OmenError | None:
+        started = time.perf_counter()
+        try:
+            work = self._store.flush_oldest()
+        except OSError as error:
+            logger.warning("flush failed, will be tried again: %s", error)
+            return storage_error(error)
+        except WalFailedError as failure:
+            self._lifecycle.fail(failure)
+            return failure
+        except BaseException as bug:
+            logger.exception("flush failed")
+            self._lifecycle.fail(bug)
+            return WalFailedError(f"flush failed: {bug}")
+        if work is not None:
+            seconds = time.perf_counter() - started
+            self._metrics.flush_duration.observe(seconds)
+            logger.info(
+                "flush done rows=%d segments=%d bytes=%d duration_ms=%.3f",
+                work.rows_out,
+                work.segments_out,
+                work.bytes_written,
+                seconds * 1e3,
+            )
+        return None
