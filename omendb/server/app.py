@@ -1,0 +1,158 @@
+"""The application object: one set of handlers, reached through RSGI and through ASGI.
+
+RSGI is what `omendb serve` uses, because it costs half of ASGI a request; `rsgi.py` holds it. ASGI is for
+other servers and for tests; `asgi.py` holds it.
+
+Thread safety: one event loop at a time; everything belongs to its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from omendb.errors import OmenError
+from omendb.server import asgi, problems, rsgi
+from omendb.server.body import Bodies
+from omendb.server.handlers import Handlers
+from omendb.server.health import Health
+from omendb.server.inbox import Inbox
+from omendb.server.routes import api_routes
+from omendb.server.work import Work
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+
+    from omendb.engine import Engine
+    from omendb.server.request import Response
+    from omendb.server.routes import Route, Routes
+
+logger = logging.getLogger(__name__)
+
+
+class Application:
+    """The HTTP API of an engine, as an RSGI and ASGI application.
+
+    Parameters
+    ----------
+    engine : Engine
+    owns_engine : bool
+        Start the engine with the server and close it at its end: for servers other than `omendb serve`.
+    health : Health, optional
+        Shared with the metrics port.
+    """
+
+    def __init__(self, engine: Engine, *, owns_engine: bool = False, health: Health | None = None) -> None:
+        self.engine = engine
+        self.health = health or Health(engine)
+        self._owns_engine = owns_engine
+        self._bound: Bound | None = None
+
+    def bind(self, loop: AbstractEventLoop) -> Bound:
+        """Return what belongs to a loop; make it when the application was not used in this loop yet."""
+        if self._bound is None or self._bound.loop is not loop:
+            self._bound = Bound(self.engine, self.health, loop)
+        return self._bound
+
+    def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
+        """Begin: RSGI's first call."""
+        self.bind(loop)
+        self._start_engine()
+
+    def __rsgi_del__(self, loop: AbstractEventLoop) -> None:
+        """End: RSGI's last call."""
+        self._close_engine()
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401
+        """Answer one request of an RSGI server."""
+        loop = asyncio.get_running_loop()
+        finished = loop.create_future()
+        rsgi.Exchange(self.bind(loop), scope, protocol, finished).begin()
+        await finished
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        """Answer one request of an ASGI server, or follow its life."""
+        bound = self.bind(asyncio.get_running_loop())
+        if scope["type"] == "http":
+            await asgi.answer(bound, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _live(
+        self,
+        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._start_engine()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await asyncio.get_running_loop().run_in_executor(None, self._close_engine)
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _start_engine(self) -> None:
+        """Start in a thread: the server answers `/ready` with the progress meanwhile."""
+        if self._owns_engine and self.engine.status.phase == "new":
+            threading.Thread(target=self._start, name="omendb-start", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            self.engine.start(compile_kernels=True)
+        except (OmenError, OSError) as error:
+            logger.critical("the store cannot be opened: %s", error)
+
+    def _close_engine(self) -> None:
+        self.health.stopping = True
+        if self._bound is not None:
+            self._bound.work.close()
+        if self._owns_engine:
+            self.engine.close()
+
+
+class Bound:
+    """The parts of the application that belong to one event loop.
+
+    Attributes
+    ----------
+    loop : asyncio.AbstractEventLoop
+    inbox : Inbox
+    bodies : Bodies
+    routes : Routes
+    work : Work
+    """
+
+    def __init__(self, engine: Engine, health: Health, loop: AbstractEventLoop) -> None:
+        self.loop = loop
+        self.inbox = Inbox(loop)
+        self.bodies = Bodies(loop, lambda: engine.settings)
+        self.work = Work()
+        handlers = Handlers(engine, health, self.work, self.inbox)
+        self.routes: Routes = api_routes(handlers, engine.metrics)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine by itself."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)  # the loop holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @staticmethod
+    def failed(route: Route | None, error: Exception) -> Response:
+        """Count an error and make its answer."""
+        if route is not None and route.failures is not None:
+            route.failures.inc()
+        return problems.to_response(error)

@@ -1,0 +1,87 @@
+"""The ASGI side: requests from any ASGI server, answers to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omendb.server.body import read_asgi
+from omendb.server.request import Deferred, Request, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from omendb.server.app import Bound
+    from omendb.server.request import Answer, Headers, StreamedResponse
+    from omendb.server.routes import Route
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+
+
+async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer one HTTP request.
+
+    Raises
+    ------
+    Exception
+        When a streamed answer fails in the middle: the server must break the connection off.
+    """
+    method = scope["method"]
+    route: Route | None = None
+    held_bytes = 0
+    try:
+        route = bound.routes.find(method, scope["path"])
+        request = Request(method, scope["query_string"].decode("latin-1"))
+        if route.takes_body:
+            body, held_bytes = await read_asgi(receive, scope["headers"], bound.bodies)
+            request.complete(body)
+        response = await _outcome(route.handler(request))
+    except Exception as error:
+        response = bound.failed(route, error)
+    try:
+        if isinstance(response, Response):
+            await _send_whole(response, method, send)
+        else:
+            await _send_pieces(response, method, send)
+    finally:
+        bound.bodies.release(held_bytes)
+
+
+async def _outcome(given: Answer) -> Response | StreamedResponse:
+    if isinstance(given, Response):
+        return given
+    if not isinstance(given, Deferred):
+        return await given
+    outcome = await given.wait()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+async def _send_whole(response: Response, method: str, send: Send) -> None:
+    length = [("content-length", str(len(response.body)))] if response.status != 204 else []
+    await send(_start(response.status, [*response.headers, *length]))
+    body = b"" if method == "HEAD" else response.body
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_pieces(response: StreamedResponse, method: str, send: Send) -> None:
+    error: BaseException | None = None
+    try:
+        await send(_start(response.status, response.headers))
+        if method != "HEAD":
+            while piece := await response.pieces.read():
+                # The server makes this wait while the client is slow.
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    except BaseException as broken:
+        error = broken
+        raise
+    finally:
+        response.pieces.close(error)
+
+
+def _start(status: int, headers: Headers) -> Message:
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return {"type": "http.response.start", "status": status, "headers": encoded}

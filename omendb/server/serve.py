@@ -1,0 +1,202 @@
+"""The life of the server: start, serve, stop.
+
+Both ports answer from the beginning; `/ready` says how far the store is. SIGTERM and SIGINT end the
+process in order: not ready, no new connections, requests under way finish, the store closes. A write-ahead
+log that failed ends it with an error, because nothing may be acknowledged any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from omendb.errors import OmenError
+from omendb.server.admin_port import AdminPort
+from omendb.server.app import Application
+from omendb.server.embedding import HttpServer
+from omendb.server.health import Health
+from omendb.server.process import (
+    check_port_is_free,
+    configure_logging,
+    resolve,
+    set_process_name,
+    settle,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omendb.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 10
+"""How long requests under way may take to finish when the server stops; then the store is closed, all
+within the 30 s after which Kubernetes kills."""
+
+
+def run(
+    engine: Engine,
+    host: str = "0.0.0.0",  # noqa: S104 # a server listens on all addresses unless told otherwise
+    port: int = 3000,
+    metrics_port: int = 9090,
+    *,
+    on_ready: Callable[[int, int], None] | None = None,
+) -> int:
+    """Serve `engine` until the process is told to stop.
+
+    Parameters
+    ----------
+    engine : Engine
+        Not started yet.
+    host : str
+        Name or IP address to listen on, for both ports.
+    port, metrics_port : int
+        0 for any free one.
+    on_ready : callable, optional
+        Called once with both ports, in a thread of its own, when the store is ready.
+
+    Returns
+    -------
+    int
+        The exit status: 0 after an orderly stop; 1 when the store could not be opened or has failed, or
+        when a port is taken.
+
+    Notes
+    -----
+    Call it in the main thread: it handles signals.
+    """
+    set_process_name("omendb")
+    configure_logging()
+    health = Health(engine)
+    try:
+        address = resolve(host)
+        check_port_is_free(address, port)
+        admin_port = AdminPort(address, metrics_port, engine.metrics, health)
+    except OSError as error:
+        logger.critical("cannot listen on %s, ports %d and %d: %s", host, port, metrics_port, error)
+        return 1
+    server = HttpServer(Application(engine, health=health), address, port, STOP_SECONDS)
+    admin_port.start()
+    life = _Life(engine, health, server)
+
+    def announce() -> None:
+        url, metrics_url = _url(host, server.port), _url(host, admin_port.port)
+        engine.metrics.watch_port(server.port)
+        settle()
+        logger.info("ready: HTTP on %s, metrics on %s/metrics", url, metrics_url)
+        if on_ready is not None:
+            on_ready(server.port, admin_port.port)
+
+    try:
+        status = asyncio.run(life.run(announce))
+    finally:
+        admin_port.close()
+    if life.cut_short:
+        # A thread still works on what was given up, and the interpreter would wait for it.
+        logging.shutdown()
+        os._exit(status)
+    return status
+
+
+class _Life:
+    """One run of the server.
+
+    Attributes
+    ----------
+    cut_short : bool
+        Whether something was given up at the end.
+    """
+
+    def __init__(self, engine: Engine, health: Health, server: HttpServer) -> None:
+        self.cut_short = False
+        self._engine = engine
+        self._health = health
+        self._server = server
+        self._status = 0
+        self._stop = asyncio.Event()
+
+    async def run(self, announce: Callable[[], None]) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._told_to_stop, number.name)
+        serving = loop.create_task(self._server.serve())
+        serving.add_done_callback(lambda _: self._stop.set())
+        listening = asyncio.Event()
+        loop.call_soon(listening.set)
+        await listening.wait()  # granian has its socket once its task has run for the first time
+        starting = _in_thread("omendb-start", lambda: self._start_engine(loop, announce))
+        await self._stop.wait()
+        self._health.stopping = True
+        await self._stop_serving(serving)
+        await self._close_engine(loop, starting)
+        return self._status
+
+    def _told_to_stop(self, name: str) -> None:
+        if self._stop.is_set():
+            logger.warning("%s again: leaving at once", name)
+            os._exit(1)
+        logger.info("%s: stopping", name)
+        self._stop.set()
+
+    def _start_engine(self, loop: asyncio.AbstractEventLoop, announce: Callable[[], None]) -> None:
+        try:
+            self._engine.start(compile_kernels=True)
+        except (OmenError, OSError) as error:
+            logger.critical("the store cannot be opened: %s", error)
+            self._fail(loop)
+        except BaseException:
+            logger.critical("the store cannot be opened", exc_info=True)
+            self._fail(loop)
+        else:
+            _in_thread("omendb-watch", lambda: self._watch_engine(loop))
+            if not self._stop.is_set():
+                announce()
+
+    def _watch_engine(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._engine.failed.wait()
+        logger.critical("the store has failed: %s", self._engine.status.message)
+        self._fail(loop)
+
+    def _fail(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._status = 1
+        loop.call_soon_threadsafe(self._stop.set)
+
+    async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
+        self._server.stop()
+        try:
+            await serving
+        except TimeoutError:
+            self.cut_short = True
+            logger.warning("requests did not finish within %d seconds, and are cut off", STOP_SECONDS)
+        except Exception:
+            self._status = 1
+            logger.critical("the HTTP server failed", exc_info=True)
+
+    async def _close_engine(self, loop: asyncio.AbstractEventLoop, starting: threading.Thread) -> None:
+        await loop.run_in_executor(None, starting.join, STOP_SECONDS)
+        if starting.is_alive():
+            self.cut_short = True
+            logger.warning("the store is still starting, and is left as it is: it recovers next time")
+            return
+        try:
+            await loop.run_in_executor(None, self._engine.close)
+        except (OmenError, OSError) as error:
+            self._status = 1
+            logger.critical("the store did not close cleanly: %s", error)
+        else:
+            logger.info("stopped")
+
+
+def _in_thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
