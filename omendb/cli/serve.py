@@ -1,0 +1,116 @@
+"""`omendb serve`: the server, in this process until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from omendb.config import SPECS, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SYSTEM_DATA_DIR = Path("/var/lib/omendb")
+LOCAL_DATA_DIR = Path("omendb-data")
+
+
+def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option a setting, so that a new setting needs no line here."""
+    for spec in reversed(SPECS.values()):
+        command = click.option(
+            f"--{spec.name.replace('_', '-')}",
+            type=click.IntRange(spec.metadata["low"], spec.metadata["high"]),
+            metavar="N",
+            help=f"{spec.metadata['help']}  [default: {spec.default}]",
+        )(command)
+    return command
+
+
+@click.command("serve")
+@click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="OMENDB_DATA_DIR",
+    help=f"Where the data is kept.  [default: {SYSTEM_DATA_DIR} when it exists and is writable, "
+    f"else ./{LOCAL_DATA_DIR}]",
+)
+@click.option(
+    "--host",
+    default="0.0.0.0",  # noqa: S104 # a server in a container must listen on all of its addresses
+    envvar="OMENDB_HOST",
+    show_default=True,
+    help="Address to listen on.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=3000,
+    envvar="OMENDB_PORT",
+    show_default=True,
+    help="Port of the HTTP API.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    default=9090,
+    envvar="OMENDB_METRICS_PORT",
+    show_default=True,
+    help="Port of /metrics and /health.",
+)
+@_setting_options
+@click.pass_context
+def serve_command(
+    context: click.Context,
+    /,
+    *,
+    data_dir: Path | None,
+    host: str,
+    port: int,
+    metrics_port: int,
+    **settings: int | None,
+) -> None:
+    """Start the server. SIGTERM or Ctrl-C stop it cleanly; kill -9 loses no acknowledged point.
+
+    Every option can be given by the environment too, as OMENDB_ and its name in capitals:
+    OMENDB_RETRAIN_THRESHOLD=20000, OMENDB_DATA_DIR=/data. The command line comes first.
+
+    \b
+    Examples:
+      omendb serve
+      omendb serve --data-dir /data --port 8080 --max-memory-mb 4096
+    """
+    path = data_dir or default_data_dir()
+    chosen = load(settings)
+    from omendb.engine import Engine
+    from omendb.server.serve import run
+
+    click.echo(f"OmenDB keeps its data in {path}. Starting ...")
+
+    def greet(port: int, metrics_port: int) -> None:
+        click.echo(greeting(host, port, metrics_port))
+
+    context.exit(run(Engine(path, chosen), host, port, metrics_port, on_ready=greet))
+
+
+def default_data_dir() -> Path:
+    """Return the system's data directory when there is one to write to, else one below the current."""
+    if SYSTEM_DATA_DIR.is_dir() and os.access(SYSTEM_DATA_DIR, os.W_OK):
+        return SYSTEM_DATA_DIR
+    return LOCAL_DATA_DIR
+
+
+def greeting(host: str, port: int, metrics_port: int) -> str:
+    """Return the text that tells where the server listens, with one insert and one query to try."""
+    shown = f"[{host}]" if ":" in host else host
+    near = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)  # noqa: S104 # compared, not bound
+    return (
+        f"OmenDB listens on http://{shown}:{port}, metrics on http://{shown}:{metrics_port}/metrics.\n"
+        "Insert a point:\n"
+        f"  curl http://{near}:{port}/insert -H 'Content-Type: application/json' "
+        """-d '{"series_id": 1, "timestamp": 1700000000000, "value": 20.5}'\n"""
+        "Query it:\n"
+        f"  curl 'http://{near}:{port}/query?series_id=1'"
+    )

@@ -1,0 +1,97 @@
+"""A data directory, opened in process, as the place of points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from omendb.config import load
+from omendb.engine import Engine
+from omendb.executor import CHUNK_ROWS, Scan
+from omendb.model import Windows
+from omendb.query import make_range_query, make_window_query
+from omendb.server import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+    from omendb.cli.target import Page, Question
+    from omendb.executor import WindowScan
+    from omendb.model import Batch, Columns
+
+
+class StoreTarget:
+    """The store in `data_dir`, with the settings of the environment. It is made when it is missing.
+
+    Raises
+    ------
+    LockedError
+        On entering, when another process owns the directory.
+    CorruptionError
+        On entering, when its files are damaged.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._engine = Engine(data_dir, load())
+
+    def __enter__(self) -> Self:
+        self._engine.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._engine.close()
+
+    def insert(self, batch: Batch) -> int:
+        """Store points durably; return their number."""
+        return self._engine.insert(batch.series_id, batch.timestamp, batch.value)
+
+    def pages(self, question: Question) -> Iterator[Page]:
+        """Answer in pages of columns, from one snapshot."""
+        for rows in self._scan(question).chunks():
+            yield _page(rows)
+
+    def document(self, question: Question, form: str) -> Iterator[bytes]:
+        """Answer as one JSON document in the form of the HTTP API."""
+        scan = self._scan(question)
+        if isinstance(scan, Scan):
+            count = scan.count()
+        else:  # which windows are empty is known only when they have been made
+            count = sum(rows.count for rows in scan.chunks())
+        if form == "json":
+            return encode.stream_rows(scan, count, CHUNK_ROWS)
+        return encode.stream_columns(scan, question.columns[2:], count, CHUNK_ROWS)
+
+    def stats(self) -> dict[str, Any]:
+        """Return the figures of the store."""
+        figures: dict[str, Any] = msgspec.to_builtins(self._engine.stats())
+        return figures
+
+    def index_stats(self) -> dict[str, Any]:
+        """Return the figures of the learned index."""
+        figures: dict[str, Any] = msgspec.to_builtins(self._engine.index_stats())
+        return figures
+
+    def _scan(self, question: Question) -> Scan | WindowScan:
+        series = list(question.series_id) or None
+        if question.step is None:
+            return self._engine.scan(make_range_query(question.start, question.end, series, question.limit))
+        return self._engine.window_scan(
+            make_window_query(
+                question.step, question.agg, question.start, question.end, series, question.limit
+            )
+        )
+
+
+def _page(rows: Columns | Windows) -> Page:
+    keys: Page = {"series_id": rows.series_id, "timestamp": rows.timestamp}
+    if isinstance(rows, Windows):
+        return {**keys, **rows.columns}
+    return {**keys, "value": rows.value}
