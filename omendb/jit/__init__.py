@@ -1,0 +1,1 @@
+"""Kernels: pure functions over arrays, compiled by Numba; nothing else imports Numba."""

@@ -20,6 +20,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import config as _numba_config
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
-JIT_DISABLED = bool(numba.config.DISABLE_JIT)
+_config: Any = _numba_config  # its attributes are made when it is imported
+JIT_DISABLED = bool(_config.DISABLE_JIT)
 
 
 def source_hash() -> str:
@@ -44,7 +46,7 @@ def source_hash() -> str:
 
 def cache_directory() -> Path:
     """Return where compiled kernels are kept: in ``NUMBA_CACHE_DIR``, else in the user's cache directory."""
-    checks = "-boundscheck" if numba.config.BOUNDSCHECK else ""
+    checks = "-boundscheck" if _config.BOUNDSCHECK else ""
     return _cache_base() / f"kernels-{source_hash()}{checks}"
 
 
@@ -63,7 +65,7 @@ def _cache_base() -> Path:
 
 
 if not JIT_DISABLED:
-    numba.config.CACHE_DIR = str(cache_directory())
+    _config.CACHE_DIR = str(cache_directory())
 
 
 def kernel(function: Function) -> Function:
@@ -131,5 +133,9 @@ def _prefetch(typingctx: Any, address: Any) -> Any:  # noqa: ANN401
     return types.void(types.int64), codegen
 
 
-prefetch: Callable[[int], None] = (lambda _address: None) if JIT_DISABLED else intrinsic(_prefetch)
+def _prefetch_nothing(_address: int) -> None:
+    """Stand in for `prefetch` in plain Python."""
+
+
+prefetch = cast("Callable[[int], None]", _prefetch_nothing if JIT_DISABLED else intrinsic(_prefetch))
 """``prefetch(address)``: ask for a cache line that will be read soon; never faults."""

@@ -510,7 +510,7 @@ def insert_points(
                 candidate = (entry & SLOT_MASK) - 1
                 candidates[row - start] = candidate
                 if candidate >= 0:
-                    prefetch(slots_address + 8 * SLOT_WIDTH * candidate)
+                    prefetch(slots_address + 8 * SLOT_WIDTH * candidate)  # pyright: ignore[reportArgumentType]
             for row in range(start, stop):
                 candidate = candidates[row - start]
                 if candidate >= 0:

@@ -36,18 +36,23 @@ class WritableFile(Protocol):
     @property
     def offset(self) -> int:
         """Bytes written so far."""
+        ...
 
     def write(self, parts: Sequence[Bytes]) -> None:
         """Append all parts, or raise OSError; after an error an unknown part of them was written."""
+        ...
 
     def sync(self) -> None:
         """Bring everything written to stable storage; after an error nothing is known."""
+        ...
 
     def truncate(self, size: int) -> None:
         """Cut the file to `size` bytes and go on writing there."""
+        ...
 
     def close(self) -> None:
         """Close without syncing."""
+        ...
 
 
 class MappedFile(Protocol):
@@ -56,9 +61,11 @@ class MappedFile(Protocol):
     @property
     def data(self) -> NDArray[np.uint8]:
         """The whole file, read-only, shape (bytes,)."""
+        ...
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Read through the file descriptor: a device error is an OSError here, a signal through the map."""
+        ...
 
 
 class FileSystem(Protocol):
@@ -66,42 +73,55 @@ class FileSystem(Protocol):
 
     def make_directory(self, path: Path) -> None:
         """Create a directory and its parents; nothing happens when it exists."""
+        ...
 
     def names(self, path: Path) -> list[str]:
         """Names in a directory, sorted."""
+        ...
 
     def exists(self, path: Path) -> bool:
         """Whether the path names a file or a directory."""
+        ...
 
     def size(self, path: Path) -> int:
         """Size of a file in bytes."""
+        ...
 
     def read(self, path: Path) -> bytes:
         """Read the whole content of a file."""
+        ...
 
     def create(self, path: Path) -> WritableFile:
         """Create a file for writing; one that exists is an error."""
+        ...
 
     def reopen(self, path: Path) -> WritableFile:
         """Open a file for writing at its end."""
+        ...
 
     def map(self, path: Path) -> MappedFile:
         """Map a file read-only."""
+        ...
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file another name, replacing what had it."""
+        ...
 
     def remove(self, path: Path) -> None:
         """Remove a file's name."""
+        ...
 
     def sync_directory(self, path: Path) -> None:
         """Bring the names in a directory to stable storage."""
+        ...
 
     def free_bytes(self, path: Path) -> int:
         """Bytes that may still be written to the file system that holds `path`."""
+        ...
 
     def lock(self, path: Path) -> object:
         """Take an exclusive lock, held until the returned object is closed or the process ends."""
+        ...
 
 
 class _OsWritableFile:

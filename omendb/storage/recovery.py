@@ -96,7 +96,7 @@ def open_store(
     fs.make_directory(directory)
     lock: Any = fs.lock(directory / filenames.LOCK)
     try:
-        report = progress or (lambda _message, _fraction: None)
+        report = progress or _say_nothing
         return _open_locked(fs, directory, settings, report, lock, partition_rows, segment_rows_max)
     except BaseException:
         lock.close()
@@ -177,6 +177,10 @@ def _open_locked(
         found.clean,
     )
     return store, found
+
+
+def _say_nothing(_message: str, _fraction: float) -> None:
+    """Take a report of progress that nobody asked for."""
 
 
 def discard_if_there(fs: FileSystem, path: Path) -> None:

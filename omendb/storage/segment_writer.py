@@ -144,7 +144,7 @@ def _write_parquet(fs: FileSystem, temporary: Path, rows: Columns) -> learned_in
             _Sink(file),
             SCHEMA,
             compression="NONE",
-            use_dictionary=["series_id"],
+            use_dictionary=["series_id"],  # pyright: ignore[reportArgumentType] # its stub knows bool only
             # One page a column: without these two pyarrow cuts pages at 20,000 rows or 1 MiB.
             data_page_size=1 << 30,
             max_rows_per_page=rows.count,

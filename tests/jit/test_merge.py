@@ -317,4 +317,4 @@ def test_one_compilation_serves_all_calls() -> None:
     if JIT_DISABLED:
         pytest.skip("nothing is compiled")
     for kernel in (merge.scan_borrowed, merge.count_borrowed, merge.bound_borrowed, merge.find_series):
-        assert len(kernel.signatures) == 1
+        assert len(kernel.signatures) <= 1  # 0 where it came out of the cache inside its caller

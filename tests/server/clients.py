@@ -15,6 +15,7 @@ from omendb.server.embedding import HttpServer
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Iterator
+    from io import BufferedReader
 
     from omendb.server.app import Application
 
@@ -190,11 +191,17 @@ class Wire:
         except OSError:
             self.socket.close()
             raise
+        # One for all answers: it may read the beginning of the next one with the end of the last.
+        self._reader = _Kept(self.socket.makefile("rb"))
 
     def __enter__(self) -> Wire:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._reader.file.close()
         self.socket.close()
 
     def send(self, *pieces: bytes) -> None:
@@ -204,10 +211,11 @@ class Wire:
     def reply(self, method: str = "GET") -> Reply:
         """Read one answer."""
         response = http.client.HTTPResponse(self.socket, method=method)
+        response.fp.close()
+        response.fp = self._reader  # type: ignore[assignment]
         response.begin()
         names = {name.lower(): value for name, value in response.getheaders()}
         body = response.read()
-        response.close()
         return Reply(response.status, names, body)
 
     def at_end(self) -> bool:
@@ -216,6 +224,19 @@ class Wire:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
             return True
+
+
+class _Kept:
+    """A file that `http.client` cannot close at the end of an answer."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def close(self) -> None:
+        pass
 
 
 def request(method: str, target: str, *headers: str, body: bytes = b"") -> bytes:

@@ -278,7 +278,7 @@ class TestBodyThatNeverEnds:
         assert rsgi.call("POST", "/insert", POINT).status == 200
         for wire in wires:
             assert wire.reply().status == 408
-            wire.socket.close()
+            wire.close()
         assert engine.metrics.insert_failures_total.value == 200
 
     def test_through_asgi(self, asgi: AsgiClient, engine: FakeEngine) -> None:

@@ -111,7 +111,7 @@ def test_answers_all_inserts_of_a_group(rsgi: RsgiClient, engine: FakeEngine) ->
 
     for wire in wires:
         assert wire.reply().json == {"inserted": 1}
-        wire.socket.close()
+        wire.close()
     assert len(engine.points) == 100
     assert engine.metrics.inserts_total.value == 100
 
