@@ -1,0 +1,59 @@
+"""Stores written by earlier versions stay readable: one directory for each version of the formats.
+
+`golden/v1` was left by a process that was killed: one flush of a regular, an irregular and two extreme series,
+then two records in the log. It is never written anew; a change of a format adds a directory.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omendb.config import Settings
+from omendb.executor import Scan
+from omendb.jit import layout
+from omendb.query import make_range_query
+from omendb.storage.fs import OsFileSystem
+from omendb.storage.recovery import open_store
+from omendb.storage.verify import verify
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    shutil.copytree(GOLDEN / "v1", tmp_path / "v1")
+    return tmp_path / "v1"
+
+
+def test_version_1_passes_the_check(copy) -> None:
+    report = verify(OsFileSystem(), copy)
+
+    assert (report.findings, report.warnings) == ([], [])
+    assert report.rows == 2_402 + 6
+
+
+def test_version_1_is_read(copy) -> None:
+    store, recovery = open_store(OsFileSystem(), copy, Settings())
+    rows = Scan(store.snapshot, make_range_query()).columns()
+    store.release()
+
+    n, many = np.arange(400), np.arange(2_000)
+    first = many / 4
+    first[[0, -1]] = 100.0, 200.0
+    expected = [
+        *zip([1] * 2_000, (many * 10).tolist(), first.tolist(), strict=True),
+        *zip([2] * 400, rows.timestamp[2_000:2_400].tolist(), (n / 8).tolist(), strict=True),
+        (3, -(2**63), 1.5),
+        (4, 7, 0.25),
+        *((5, t, float(t)) for t in (1, 2, 3)),
+        (2**63 - 1, 2**63 - 1, -2.5),
+    ]
+    assert list(zip(rows.series_id.tolist(), rows.timestamp.tolist(), rows.value.tolist(), strict=True)) == expected
+    assert (np.diff(rows.timestamp[2_000:2_400]) > 0).all()
+    assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
+    kinds = {int(shape) & 0xFF for shape in store.snapshot.segments[0].index.runs[:, layout.RUN_SHAPE]}
+    assert kinds == {layout.KIND_NONE, layout.KIND_KNOTS, layout.KIND_PIECES}
