@@ -52,7 +52,10 @@ def test_version_1_is_read(copy) -> None:
         *((5, t, float(t)) for t in (1, 2, 3)),
         (2**63 - 1, 2**63 - 1, -2.5),
     ]
-    assert list(zip(rows.series_id.tolist(), rows.timestamp.tolist(), rows.value.tolist(), strict=True)) == expected
+    assert (
+        list(zip(rows.series_id.tolist(), rows.timestamp.tolist(), rows.value.tolist(), strict=True))
+        == expected
+    )
     assert (np.diff(rows.timestamp[2_000:2_400]) > 0).all()
     assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
     kinds = {int(shape) & 0xFF for shape in store.snapshot.segments[0].index.runs[:, layout.RUN_SHAPE]}
