@@ -202,9 +202,12 @@ def own_server(options: argparse.Namespace) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
         server.send_signal(signal.SIGTERM)
         server.wait(60)
+    except BaseException:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(2)  # it may be about to end, and be the reason
+        print(f"server status {server.poll()}, end of its log:\n{log.read_text()[-5000:]}")
+        raise
     finally:
-        if server.poll():
-            print(f"the server ended with status {server.returncode}:\n{log.read_text()[-5000:]}")
         server.kill()
         server.wait()
         shutil.rmtree(directory)

@@ -27,6 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import kernels_scan  # beside this file
 import llvmlite
 import numba
 import numpy as np
@@ -310,10 +311,20 @@ def index(data: Dataset) -> Iterator[Row]:
     yield Row("index", "probes of binary search", quality.probes_binary, "probes", f"saved {saved:.0%}")
 
 
+def scan(data: Dataset) -> Iterator[Row]:
+    """Windows, scans, merges and counts, over half as many rows of their own (`kernels_scan.py`)."""
+    rows = data.row_count // 2
+    series = min(data.series_count, rows // 100)
+    for workload, rate in kernels_scan.measure(rows, series):
+        name = f"{workload.name}, {workload.source_count} sources {workload.spread}"
+        yield Row("scan", name, rate, "M rows/s", f"{series:,} series")
+
+
 WORKLOADS: dict[str, Callable[[Dataset], Iterator[Row]]] = {
     "lookup": lookup,
     "fit": fit,
     "index": index,
+    "scan": scan,
 }
 
 
