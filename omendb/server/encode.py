@@ -1,8 +1,9 @@
 """Query answers as JSON: whole, or in pieces of bounded size.
 
 Rows: ``{"count": n, "rows": [{...}, ...], "cursor": null}``. Columns: the same with one array a column
-instead of ``rows``. The count comes first, so that a reader can make room; the cursor last, because it is
-known only at the end.
+instead of ``rows``; the aggregates of windows stand in an object of their own, ``columns``, because one of
+them is called ``count`` too. The count comes first, so that a reader can make room; the cursor last, because
+it is known only at the end.
 
 Thread safety: every thread has its own scratch buffer.
 """
@@ -10,6 +11,7 @@ Thread safety: every thread has its own scratch buffer.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,7 +29,7 @@ from omendb.jit.encode import (
 from omendb.model import Columns, Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,6 +54,34 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How one answer is written.
+
+    Attributes
+    ----------
+    columns : bool
+        One array a column, instead of one object a row.
+    aggregates : tuple of str or None
+        Those of windows; None when the answer is rows.
+    """
+
+    columns: bool
+    aggregates: tuple[str, ...] | None
+
+    def whole(self, part: Part | None, cursor: str | None) -> bytes:
+        """Encode an answer that is one part, or empty: None."""
+        if self.columns:
+            return whole_columns(part, self.aggregates, cursor)
+        return whole_rows(part, cursor)
+
+    def stream(self, source: Source, count: int, rows_max: int) -> Iterator[bytes]:
+        """Encode an answer of several parts and `count` rows, `rows_max` rows a piece."""
+        if self.columns:
+            return stream_columns(source, self.aggregates, count, rows_max)
+        return stream_rows(source, count, rows_max)
+
+
 def whole_rows(part: Part | None, cursor: str | None) -> bytes:
     """Encode an answer that is one part; None when there is nothing to tell."""
     if part is None:
@@ -63,21 +93,21 @@ def whole_rows(part: Part | None, cursor: str | None) -> bytes:
     )
 
 
-def whole_columns(part: Part | None, names: Iterable[str], cursor: str | None) -> bytes:
+def whole_columns(part: Part | None, names: Sequence[str] | None, cursor: str | None) -> bytes:
     """Encode an answer that is one part, or None, with one array a column.
 
     Parameters
     ----------
     part : Columns, Windows or None
-    names : iterable of str
-        The columns after ``series_id`` and ``timestamp``.
+    names : sequence of str or None
+        The aggregates of windows; None for rows.
     cursor : str or None
     """
     pieces = [b'{"count":%d' % (0 if part is None else part.count)]
-    for name in ("series_id", "timestamp", *names):
+    for before, name in _fields(names):
         text = b"" if part is None else _column_text(part, name)
-        pieces.append(b',"%b":[%b]' % (name.encode(), text))
-    pieces.append(b',"cursor":%b}' % _cursor_text(cursor))
+        pieces.append(b"%b%b]" % (before, text))
+    pieces.append(b'%b,"cursor":%b}' % (b"" if names is None else b"}", _cursor_text(cursor)))
     return b"".join(pieces)
 
 
@@ -90,20 +120,33 @@ def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[bytes]:
     yield b'],"cursor":%b}' % _cursor_text(source.cursor)
 
 
-def stream_columns(source: Source, names: Iterable[str], count: int, rows_max: int) -> Iterator[bytes]:
+def stream_columns(source: Source, names: Sequence[str] | None, count: int, rows_max: int) -> Iterator[bytes]:
     """Encode an answer of several parts with one array a column.
 
     The columns stand one after the other, so the source is read once for each: the time is what buys
     bounded memory.
     """
-    before = b'{"count":%d' % count
-    for name in ("series_id", "timestamp", *names):
-        before += b',"%b":[' % name.encode()
+    text = b'{"count":%d' % count
+    for before, name in _fields(names):
+        text += before
         for part in source.chunks(rows_max):
-            yield before + _column_text(part, name)
-            before = b","
-        before = b"]"
-    yield b'],"cursor":%b}' % _cursor_text(source.cursor)
+            yield text + _column_text(part, name)
+            text = b","
+        text = b"]"
+    yield b'%b,"cursor":%b}' % (b"]" if names is None else b"]}", _cursor_text(source.cursor))
+
+
+def _fields(names: Sequence[str] | None) -> Iterator[tuple[bytes, str]]:
+    """Yield each column's name, with the text before its numbers."""
+    yield b',"series_id":[', "series_id"
+    yield b',"timestamp":[', "timestamp"
+    if names is None:
+        yield b',"value":[', "value"
+        return
+    before = b',"columns":{'
+    for name in names:
+        yield b'%b"%b":[' % (before, name.encode()), name
+        before = b","
 
 
 def _rows_text(part: Part) -> bytes:

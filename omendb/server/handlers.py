@@ -98,7 +98,6 @@ class Handlers:
         form = query_string.single(given, "format")
         if form not in (None, "rows", "columns"):
             raise InvalidRequestError(f"format must be rows or columns, got {form!r}", "format")
-        columns = form == "columns"
         start = query_string.integer(given, "start")
         end = query_string.integer(given, "end")
         series = query_string.integers(given, "series_id")
@@ -107,7 +106,7 @@ class Handlers:
         limit = query_string.integer(given, "limit")
         cursor = query_string.single(given, "cursor")
         step = query_string.integer(given, "step")
-        names: tuple[str, ...] = ("value",)
+        names: tuple[str, ...] | None = None
         scan: Scan | WindowScan
         if step is not None:
             agg = query_string.words(given, "agg") or ("mean",)
@@ -118,17 +117,13 @@ class Handlers:
             raise InvalidRequestError("agg needs step, the length of a window", "agg")
         else:
             scan = self._engine.scan(make_range_query(start, end, series_id, limit, cursor))
+        answer_form = encode.Form(form == "columns", names)
         if scan.row_bound > INLINE_ROWS:
-            return large_query.answer(
-                scan, names if columns else None, self._work, self._metrics, request.started
-            )
+            return large_query.answer(scan, answer_form, self._work, self._metrics, request.started)
         part = None
         for part in scan.chunks(INLINE_ROWS):  # noqa: B007 # one or none; the cursor comes after it
             pass
-        if columns:
-            body = encode.whole_columns(part, names, scan.cursor)
-        else:
-            body = encode.whole_rows(part, scan.cursor)
+        body = answer_form.whole(part, scan.cursor)
         self._metrics.query_duration.observe(perf_counter() - request.started)
         return Response(200, body)
 

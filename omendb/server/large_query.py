@@ -10,16 +10,15 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from omendb.executor import WindowScan
-from omendb.server import encode
 from omendb.server.request import DisconnectedError, Response, StreamedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from omendb.executor import Scan
+    from omendb.executor import Scan, WindowScan
     from omendb.metrics import Metrics
     from omendb.model import Columns, Windows
+    from omendb.server.encode import Form
     from omendb.server.work import Work
 
 PIECE_ROWS = 16_384
@@ -28,7 +27,7 @@ PIECE_ROWS = 16_384
 
 async def answer(
     scan: Scan | WindowScan,
-    names: tuple[str, ...] | None,
+    form: Form,
     work: Work,
     metrics: Metrics,
     started: float,
@@ -38,8 +37,7 @@ async def answer(
     Parameters
     ----------
     scan : Scan or WindowScan
-    names : tuple of str or None
-        The columns of ``format=columns``, None for rows.
+    form : Form
     work : Work
     metrics : Metrics
     started : float
@@ -53,7 +51,7 @@ async def answer(
     """
     await work.queries.take()
     try:
-        begun = await work.start_query(partial(_begin, scan, names))
+        begun = await work.start_query(partial(_begin, scan, form))
     except BaseException:
         work.queries.give_back()
         raise
@@ -115,23 +113,12 @@ class QueryPieces:
         self._work.queries.give_back()
 
 
-def _begin(scan: Scan | WindowScan, names: tuple[str, ...] | None) -> bytes | tuple[bytes, Iterator[bytes]]:
+def _begin(scan: Scan | WindowScan, form: Form) -> bytes | tuple[bytes, Iterator[bytes]]:
     """Answer at once when the answer is small, whatever the query touched; else begin to stream."""
     parts: Iterator[Columns | Windows] = scan.chunks(PIECE_ROWS)
     first = next(parts, None)
     if next(parts, None) is None:
-        if names is None:
-            return encode.whole_rows(first, scan.cursor)
-        return encode.whole_columns(first, names, scan.cursor)
+        return form.whole(first, scan.cursor)
     del parts, first
-    count = _count(scan) if isinstance(scan, WindowScan) else scan.count()
-    if names is None:
-        pieces = encode.stream_rows(scan, count, PIECE_ROWS)
-    else:
-        pieces = encode.stream_columns(scan, names, count, PIECE_ROWS)
+    pieces = form.stream(scan, scan.count(), PIECE_ROWS)
     return next(pieces), pieces
-
-
-def _count(scan: WindowScan) -> int:
-    """Count windows by making them: which ones are empty is known only then."""
-    return sum(part.count for part in scan.chunks(PIECE_ROWS))

@@ -131,6 +131,9 @@ class _Life:
         await listening.wait()  # granian has its socket once its task has run for the first time
         starting = _in_thread("omendb-start", lambda: self._start_engine(loop, announce))
         await self._stop.wait()
+        if serving.done() and not serving.exception():
+            self._status = 1
+            logger.critical("the HTTP server has ended by itself")
         self._health.stopping = True
         await self._stop_serving(serving)
         await self._close_engine(loop, starting)

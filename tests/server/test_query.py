@@ -161,8 +161,10 @@ class TestWindows:
     def test_as_columns(self, client: Client) -> None:
         reply = client.call("GET", "/query?end=0&step=10&agg=count,max&format=columns")
 
+        assert reply.json["count"] == 3
         assert reply.json["series_id"] == [1, 2, 3]
-        assert reply.json["max"] == [1.0, 2.0, 3.0]
+        assert reply.json["columns"]["max"] == [1.0, 2.0, 3.0]
+        assert list(reply.json["columns"]) == ["count", "max"]
 
 
 @pytest.mark.usefixtures("points")
