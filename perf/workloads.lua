@@ -4,7 +4,6 @@
 -- every round and every thread has a second of time of its own for each request.
 
 local STEP = 1000
-local BATCH_ROWS = 1000
 local THREADS_MAX = 16
 
 local thread_count = 0
@@ -47,10 +46,10 @@ function workloads.insert_one(state)
 end
 
 -- An array of points: many series, a few moments.
-function workloads.insert_array(state)
+local function insert_array(state, batch_rows)
   local rows = {}
   local width = math.min(state.series, 100)
-  for row = 0, BATCH_ROWS - 1 do
+  for row = 0, batch_rows - 1 do
     rows[#rows + 1] = string.format(
       '{"series_id":%d,"timestamp":@%03d,"value":%.2f}',
       row % width, math.floor(row / width), math.random(10000) / 100
@@ -63,9 +62,9 @@ function workloads.insert_array(state)
 end
 
 -- Columns of one series.
-function workloads.insert_columns(state)
+local function insert_columns(state, batch_rows)
   local times, values = {}, {}
-  for row = 0, BATCH_ROWS - 1 do
+  for row = 0, batch_rows - 1 do
     times[#times + 1] = string.format("@%03d", row)
     values[#values + 1] = string.format("%.2f", math.random(10000) / 100)
   end
@@ -75,6 +74,15 @@ function workloads.insert_columns(state)
     local series = math.random(0, state.series - 1)
     local timestamps = times_template:gsub("@", next_second(state))
     return post('{"series_id":' .. series .. ',"timestamp":[' .. timestamps .. rest)
+  end
+end
+
+for _, batch_rows in ipairs({ 100, 1000 }) do
+  workloads["insert_array_" .. batch_rows] = function(state)
+    return insert_array(state, batch_rows)
+  end
+  workloads["insert_columns_" .. batch_rows] = function(state)
+    return insert_columns(state, batch_rows)
   end
 end
 
