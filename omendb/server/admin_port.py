@@ -6,6 +6,7 @@ and readiness are the same functions as on the HTTP port, and so are the errors.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -19,6 +20,7 @@ from omendb.server.routes import Route, Routes
 if TYPE_CHECKING:
     from omendb.metrics import Metrics
     from omendb.server.health import Health
+    from omendb.server.request import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,9 @@ METRICS_TYPE = [("content-type", "text/plain; version=0.0.4; charset=utf-8")]
 
 IDLE_SECONDS = 30
 """Time for a request to arrive, and between requests of a connection."""
+
+CONNECTIONS_MAX = 256
+"""Each has a thread. Beyond it the one that was idle for longest is closed: a new one is always served."""
 
 
 class AdminPort:
@@ -78,13 +83,19 @@ class AdminPort:
         self._server.server_close()
 
 
+def _finish(outcome: Outcome) -> None:
+    raise AssertionError("nothing on this port is answered later")
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 128
+    request_queue_size = 1_024
 
     def __init__(self, address: str, port: int, routes: Routes) -> None:
         self.routes = routes
+        self._lock = threading.Lock()  # protects the connections; a leaf
+        self._connections: dict[Any, None] = {}  # in the order of their last use
         if ":" in address:
             self.address_family = socket.AF_INET6
         super().__init__((address, port), _Handler)
@@ -94,6 +105,29 @@ class _Server(ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        self.used(request)
+        oldest = None
+        with self._lock:
+            if len(self._connections) > CONNECTIONS_MAX:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # it is being closed already
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def used(self, request: Any) -> None:  # noqa: ANN401
+        """Note that a connection is new, or has brought a request."""
+        with self._lock:
+            self._connections.pop(request, None)
+            self._connections[request] = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         logger.debug("a connection to the metrics port broke", exc_info=True)
@@ -108,9 +142,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path, _, query_string = self.path.partition("?")
         assert isinstance(self.server, _Server)
+        self.server.used(self.connection)
         try:
             route = self.server.routes.find(self.command, path)
-            response = route.handler(Request(self.command, query_string))
+            response = route.handler(Request(self.command, query_string, _finish))
             assert isinstance(response, Response)
         except Exception as error:
             response = problems.to_response(error)
@@ -119,8 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if response.status != 204:
             self.send_header("content-length", str(len(response.body)))
-        if self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers:
-            self.send_header("connection", "close")  # nothing here reads bodies
+        has_body = self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+        if has_body or self.close_connection:  # nothing here reads bodies
+            self.send_header("connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(response.body)

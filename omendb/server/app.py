@@ -3,7 +3,7 @@
 RSGI is what `omendb serve` uses, because it costs half of ASGI a request; `rsgi.py` holds it. ASGI is for
 other servers and for tests; `asgi.py` holds it.
 
-Thread safety: one event loop at a time; everything belongs to its thread.
+Thread safety: requests may be begun in any thread; there is one event loop at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from omendb.server import asgi, problems, rsgi
 from omendb.server.body import Bodies
 from omendb.server.handlers import Handlers
 from omendb.server.health import Health
-from omendb.server.inbox import Inbox
 from omendb.server.routes import api_routes
 from omendb.server.work import Work
 
@@ -128,7 +127,6 @@ class Bound:
     Attributes
     ----------
     loop : asyncio.AbstractEventLoop
-    inbox : Inbox
     bodies : Bodies
     routes : Routes
     work : Work
@@ -136,19 +134,20 @@ class Bound:
 
     def __init__(self, engine: Engine, health: Health, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        self.inbox = Inbox(loop)
         self.bodies = Bodies(loop, lambda: engine.settings)
         self.work = Work()
-        handlers = Handlers(engine, health, self.work, self.inbox)
+        handlers = Handlers(engine, health, self.work)
         self.routes: Routes = api_routes(handlers, engine.metrics)
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine by itself."""
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run a coroutine in the loop by itself; from any thread."""
+        self.loop.call_soon_threadsafe(self._spawn, coroutine)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)  # the loop holds tasks weakly
         task.add_done_callback(self._tasks.discard)
-        return task
 
     @staticmethod
     def failed(route: Route | None, error: Exception) -> Response:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from omendb.server.body import read_asgi
-from omendb.server.request import Deferred, Request, Response
+from omendb.server.request import Request, Response, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from omendb.server.app import Bound
-    from omendb.server.request import Answer, Headers, StreamedResponse
+    from omendb.server.request import Headers, StreamedResponse
     from omendb.server.routes import Route
 
     Message = MutableMapping[str, Any]
@@ -28,15 +28,19 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
         When a streamed answer fails in the middle: the server must break the connection off.
     """
     method = scope["method"]
+    waiter = Waiter(bound.loop)
     route: Route | None = None
     held_bytes = 0
     try:
         route = bound.routes.find(method, scope["path"])
-        request = Request(method, scope["query_string"].decode("latin-1"))
+        request = Request(method, scope["query_string"].decode("latin-1"), waiter.finish)
         if route.takes_body:
             body, held_bytes = await read_asgi(receive, scope["headers"], bound.bodies)
             request.complete(body)
-        response = await _outcome(route.handler(request))
+        given = route.handler(request)
+        if given is None:
+            given = waiter.wait()
+        response = given if isinstance(given, Response) else await given
     except Exception as error:
         response = bound.failed(route, error)
     try:
@@ -46,17 +50,6 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
             await _send_pieces(response, method, send)
     finally:
         bound.bodies.release(held_bytes)
-
-
-async def _outcome(given: Answer) -> Response | StreamedResponse:
-    if isinstance(given, Response):
-        return given
-    if not isinstance(given, Deferred):
-        return await given
-    outcome = await given.wait()
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
 
 
 async def _send_whole(response: Response, method: str, send: Send) -> None:

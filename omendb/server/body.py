@@ -3,12 +3,14 @@
 A body with a `Content-Length` beyond the limit is refused before a byte of it is read; one of unknown
 length is counted while it comes. A body that is cut short is refused: what arrived is not what was meant.
 
-Thread safety: everything here belongs to the event loop's thread.
+Thread safety: a read is begun and ends in whatever thread brings the request and its body; deadlines
+expire in the event loop's. Who takes a read out of the deadlines decides how it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from omendb.errors import (
@@ -42,7 +44,7 @@ class Expirable(Protocol):
 
 
 class Deadlines:
-    """Ends what takes longer than a fixed time, with one timer for all.
+    """Ends what takes longer than a fixed time, with one timer for all. Safe in any thread.
 
     The time is the same for all, so the order of arrival is the order of deadlines: an entry costs a
     dictionary's insertion and removal, not a timer.
@@ -50,35 +52,48 @@ class Deadlines:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
+        self._lock = Lock()  # protects both; a leaf
         self._deadlines: dict[Expirable, float] = {}
         self._armed = False
 
     def add(self, entry: Expirable, seconds: float) -> None:
-        """Call ``entry.expire()`` in so many seconds unless it is discarded before."""
+        """Call ``entry.expire()`` in so many seconds, in the loop's thread, unless it is removed before."""
         deadline = self._loop.time() + seconds
-        self._deadlines[entry] = deadline
-        if not self._armed:
-            self._armed = True
-            self._loop.call_at(deadline, self._sweep)
+        with self._lock:
+            self._deadlines[entry] = deadline
+            armed, self._armed = self._armed, True
+        if not armed:
+            self._loop.call_soon_threadsafe(self._arm, deadline)
 
-    def discard(self, entry: Expirable) -> None:
-        """Forget `entry`; nothing happens when it is not there."""
-        self._deadlines.pop(entry, None)
+    def remove(self, entry: Expirable) -> bool:
+        """Forget `entry`; False when it has expired, or was removed before."""
+        with self._lock:
+            return self._deadlines.pop(entry, None) is not None
+
+    def _arm(self, deadline: float) -> None:
+        self._loop.call_at(deadline, self._sweep)
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        while self._deadlines:
-            entry, deadline = next(iter(self._deadlines.items()))
-            if deadline > now:
-                self._loop.call_at(deadline, self._sweep)
-                return
-            del self._deadlines[entry]
+        expired: list[Expirable] = []
+        with self._lock:
+            for entry, deadline in self._deadlines.items():
+                if deadline > now:
+                    self._arm(deadline)
+                    break
+                expired.append(entry)
+            else:
+                self._armed = False
+            for entry in expired:
+                del self._deadlines[entry]
+        for entry in expired:
             entry.expire()
-        self._armed = False
 
 
 class Bodies:
     """What is common to all reads of bodies: settings, deadlines, and how much they hold together.
+
+    Safe in any thread.
 
     Parameters
     ----------
@@ -90,6 +105,7 @@ class Bodies:
     def __init__(self, loop: AbstractEventLoop, settings: Callable[[], Settings]) -> None:
         self.deadlines = Deadlines(loop)
         self._settings = settings
+        self._lock = Lock()  # protects the count; a leaf
         self._held_bytes = 0
 
     @property
@@ -112,14 +128,19 @@ class Bodies:
         if new_size > max_bytes:
             raise PayloadTooLargeError(f"the body is larger than max_body_bytes, {max_bytes} bytes")
         held = self._held(new_size) - self._held(size)
-        if held and self._held_bytes + held > max(HELD_BYTES_MAX, max_bytes):
-            raise OverloadedError("too many large bodies at once")
-        self._held_bytes += held
+        if held:
+            with self._lock:
+                if self._held_bytes + held > max(HELD_BYTES_MAX, max_bytes):
+                    raise OverloadedError("too many large bodies at once")
+                self._held_bytes += held
         return new_size
 
     def release(self, size: int) -> None:
         """Give back what `hold` counted for a body of `size` bytes."""
-        self._held_bytes -= self._held(size)
+        held = self._held(size)
+        if held:
+            with self._lock:
+                self._held_bytes -= held
 
     @staticmethod
     def _held(size: int) -> int:
@@ -162,67 +183,88 @@ def read_rsgi(protocol: Any, headers: Any, bodies: Bodies, receiver: Receiver) -
 class _RsgiRead:
     """A body of known length."""
 
-    __slots__ = ("_bodies", "_future", "_protocol", "_receiver", "size")
+    __slots__ = ("_bodies", "_expired", "_future", "_protocol", "_receiver", "size")
 
     def __init__(self, protocol: Any, bodies: Bodies, receiver: Receiver) -> None:  # noqa: ANN401
-        self._protocol = protocol
+        self._protocol: Any = protocol
         self._bodies = bodies
-        self._receiver: Receiver | None = receiver
+        self._receiver = receiver
         self._future: Any = None
+        self._expired = False
         self.size = 0
 
     def begin(self) -> None:
         self._bodies.deadlines.add(self, self._bodies.timeout_seconds)
-        self._await(self._protocol())
+        self._follow(self._protocol())
 
     def expire(self) -> None:
-        self._future.cancel()
+        self._expired = True
+        future = self._future
+        if future is not None:
+            future.cancel()
+        self._let_go()
         seconds = self._bodies.timeout_seconds
-        self._end(RequestTimeoutError(f"the body did not arrive within {seconds:g} seconds"))
+        self._receiver(RequestTimeoutError(f"the body did not arrive within {seconds:g} seconds"))
 
     def release(self) -> None:
         self._bodies.release(self.size)
 
-    def _await(self, future: Any) -> None:  # noqa: ANN401
+    def _follow(self, future: Any) -> None:  # noqa: ANN401
         self._future = future
         future.add_done_callback(self._arrived)
+        # Set first, look then: `expire` does it the other way round, so that one of them sees the other. A
+        # body that somebody still reads keeps the answer from the client.
+        if self._expired:
+            future.cancel()
 
     def _arrived(self, future: Any) -> None:  # noqa: ANN401
-        if self._receiver is None:  # expired
-            return
         try:
             body = future.result()
-        except Exception:  # granian: the client left, or sent less than it announced
-            self._end(_cut_short())
-            return
+        except BaseException:  # granian: the client left, or sent less than it announced; or cancelled
+            body = _cut_short()
         self._end(body)
 
     def _end(self, result: bytes | Exception) -> None:
-        receiver, self._receiver = self._receiver, None
-        # The future refers back to this read, and is of a type that the garbage collector cannot look into.
-        self._future = None
-        if receiver is not None:
-            self._bodies.deadlines.discard(self)
-            receiver(result)
+        self._let_go()
+        if self._bodies.deadlines.remove(self):
+            self._receiver(result)
+
+    def _let_go(self) -> None:
+        # The future refers back to this read, and is of a type that the garbage collector cannot look into;
+        # the protocol, as long as it lives, keeps the answer from the client.
+        self._future = self._protocol = None
 
 
 class _RsgiStream(_RsgiRead):
     """A body of unknown length, in pieces."""
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_lock", "_pieces")
 
     def __init__(self, protocol: Any, bodies: Bodies, receiver: Receiver) -> None:  # noqa: ANN401
         super().__init__(protocol, bodies, receiver)
+        self._lock = Lock()  # an expired body must not grow any more; taken before those of `Bodies`
         self._pieces: list[bytes] = []
 
     def begin(self) -> None:
         self._bodies.deadlines.add(self, self._bodies.timeout_seconds)
         self._protocol.__aiter__()
-        self._await(self._protocol.__anext__())
+        self._follow(self._protocol.__anext__())
+
+    def expire(self) -> None:
+        with self._lock:
+            self._expired = True
+        super().expire()
 
     def _arrived(self, future: Any) -> None:  # noqa: ANN401
-        if self._receiver is None:
-            return
+        with self._lock:
+            if self._expired:
+                return
+            result = self._take(future)
+        if result is not None:
+            self._end(result)
+
+    def _take(self, future: Any) -> bytes | Exception | None:  # noqa: ANN401
+        """Take a piece, and ask for the next one; the result when there is none."""
         try:
             piece = future.result()
             if piece:
@@ -230,19 +272,18 @@ class _RsgiStream(_RsgiRead):
                 self._pieces.append(piece)
             next_future = self._protocol.__anext__()
         except StopAsyncIteration:
-            self._end(b"".join(self._pieces))
+            return b"".join(self._pieces)
         except (PayloadTooLargeError, OverloadedError) as error:
-            self._end(error)
-        except Exception:  # granian's own errors: the client left
-            self._end(_cut_short())
-        else:
-            if piece:
-                self._await(next_future)
-            else:
-                # granian gives an empty piece at the end, and also where the client broke off: only at
-                # the end is there nothing after it.
-                next_future.cancel()
-                self._end(_cut_short())
+            return error.with_traceback(None)  # or it and its caller's frame would hold each other
+        except BaseException:  # granian's own errors: the client left; or cancelled
+            return _cut_short()
+        if piece:
+            self._follow(next_future)
+            return None
+        # granian gives an empty piece at the end, and also where the client broke off: only at the end is
+        # there nothing after it.
+        next_future.cancel()
+        return _cut_short()
 
 
 async def read_asgi(

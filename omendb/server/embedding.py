@@ -1,16 +1,23 @@
-"""granian inside this process, with requests handed over in batches.
+"""granian inside this process, with requests begun in its own thread.
 
-granian's own hand-over makes a coroutine, a task and a wake-up of the loop for every request. Here a
-request goes into the application's inbox and is begun by the loop; answers that need no waiting involve
-no task at all. Measured on one core with `wrk -c64` (a 4.5 KB answer, a 44-byte body; granian 2.8.7):
+granian hands a request over in a thread that holds the GIL, and means it to be a task of the event loop:
+a coroutine, a task, a wake-up, and two threads that take the GIL from each other for every request. Here
+the request is begun right there (`omendb.server.rsgi`). Measured on two cores with `wrk -c64` on a quiet
+machine (granian 2.8.7, Python 3.11):
 
-=====================================  ===========  ============
-hand-over                              GET a second  POST a second
-=====================================  ===========  ============
-granian, `TaskImpl.asyncio`                 68,600        47,800
-granian, `TaskImpl.rust`                    83,300        49,700 (p99 55 ms)
-the inbox                                   95,200        87,000 (p99 1.5 ms)
-=====================================  ===========  ============
+====================================================  ===========  ============
+hand-over                                             GET a second  POST a second
+====================================================  ===========  ============
+a 4.5 KB answer and a 44-byte body, nothing else
+granian, `TaskImpl.asyncio`                                68,600        47,800
+granian, `TaskImpl.rust`                                   83,300        49,700 (p99 55 ms)
+requests gathered for the event loop                       95,200        87,000
+in granian's thread                                       116,600        91,400
+OmenDB: 100 rows of 1 M; one durable point
+requests gathered for the event loop                       18,200        22,400
+in granian's thread, inserts answered in the loop          26,600        30,400
+in granian's thread, inserts answered by the committer     26,600        34,200
+====================================================  ===========  ============
 
 `Server.serve` takes the function that starts its worker, and `RSGIWorker` and `CallbackScheduler` are what
 its own functions use; they may change with a minor version, which is why the package pins granian's.
@@ -30,6 +37,8 @@ from granian.server.embed import Server
 from omendb.server.rsgi import Exchange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omendb.server.app import Application, Bound
 
 BACKLOG = 8_192
@@ -145,7 +154,7 @@ class HttpServer:
             *tls,
             (None, None),
         )
-        worker.serve_async(_scheduler(bound), bound.inbox, stop_signal)
+        worker.serve_async(_scheduler(bound), _Callbacks(loop), stop_signal)
         await stopped
         application.__rsgi_del__(loop)
 
@@ -156,9 +165,33 @@ def _scheduler(bound: Bound) -> Any:  # noqa: ANN401
     def begin(watcher: Any) -> None:  # noqa: ANN401
         Exchange(bound, watcher.scope, watcher.proto).begin()
 
-    def hand_over(watcher: Any) -> None:  # noqa: ANN401
-        bound.inbox.put(begin, watcher)
-
     scheduler = _Scheduler(bound.loop, None, None, None, None)
-    scheduler._schedule_fn = hand_over
+    scheduler._schedule_fn = begin
     return scheduler
+
+
+class _Callbacks:
+    """The part of an event loop that granian's futures use: to call back when a body was read."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[Any], object],
+        argument: object,
+        *,
+        context: object = None,
+    ) -> None:
+        """Call back at once, in granian's thread: nothing else is under way there."""
+        callback(argument)
+
+    def call_soon(
+        self,
+        callback: Callable[[Any], object],
+        argument: object,
+        *,
+        context: object = None,
+    ) -> None:
+        """Call back later: somebody asked a future that is done already, and expects to return first."""
+        self._loop.call_soon_threadsafe(callback, argument)

@@ -1,13 +1,15 @@
 """The calls of the API: what a request means, in terms of the engine.
 
-Short queries and small inserts run in the event loop; everything that may take longer runs in threads
-(`omendb.server.work`). Errors rise, and become answers in one place.
+Short queries and small inserts run in the caller's thread; everything that may take longer runs in threads
+of its own (`omendb.server.work`). Errors rise, and become answers in one place.
 
-Thread safety: handlers run in the event loop's thread.
+Thread safety: handlers may be called in any thread; the coroutines that they return belong to the event
+loop's.
 """
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -20,23 +22,22 @@ from omendb.metrics import package_version
 from omendb.query import make_range_query, make_window_query
 from omendb.server import encode, large_query, query_string, wire
 from omendb.server.commit import INSERTED_NONE, Commit
-from omendb.server.request import Response
+from omendb.server.request import Response, Waiter
 
 if TYPE_CHECKING:
     from omendb.engine import Engine
     from omendb.executor import Scan, WindowScan
     from omendb.model import Batch
     from omendb.server.health import Health
-    from omendb.server.inbox import Inbox
     from omendb.server.request import Answer, Request, StreamedResponse
     from omendb.server.work import Work
 
 INLINE_ROWS = 20_000
-"""Queries that touch at most so many rows run in the event loop: 1 to 2 ms, less than a thread's detour
-costs when the machine is busy."""
+"""Queries that touch at most so many rows run in the caller's thread: 1 to 2 ms, less than the way through
+another thread costs when the machine is busy."""
 
 INLINE_BODY_BYTES = 262_144
-"""Bodies up to this size are read in the event loop: 0.2 ms for 4,000 points."""
+"""Bodies up to this size are decoded in the caller's thread: 0.2 ms for 4,000 points."""
 
 QUERY_PARAMETERS = frozenset(("start", "end", "series_id", "limit", "cursor", "format", "step", "agg"))
 NO_PARAMETERS: frozenset[str] = frozenset()
@@ -52,15 +53,12 @@ class Handlers:
     engine : Engine
     health : Health
     work : Work
-    inbox : Inbox
-        Into the loop that the handlers run in.
     """
 
-    def __init__(self, engine: Engine, health: Health, work: Work, inbox: Inbox) -> None:
+    def __init__(self, engine: Engine, health: Health, work: Work) -> None:
         self._engine = engine
         self._health = health
         self._work = work
-        self._inbox = inbox
         self._metrics = engine.metrics
 
     def insert(self, request: Request) -> Answer:
@@ -70,26 +68,21 @@ class Handlers:
             query_string.parse(request.query_string, NO_PARAMETERS)
         if len(request.body) > INLINE_BODY_BYTES:
             return self._insert_large(request)
-        return self._commit(wire.decode_points(request.body), request.started)
+        return self._commit(wire.decode_points(request.body), request)
 
     async def _insert_large(self, request: Request) -> Response | StreamedResponse:
         batch = await self._work.start_decode(wire.decode_points, request.body)
-        answer = self._commit(batch, request.started)
-        if isinstance(answer, Response):
-            return answer
-        outcome = await answer.wait()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        waiter = Waiter(asyncio.get_running_loop())
+        request.finish = waiter.finish
+        return self._commit(batch, request) or await waiter.wait()
 
-    def _commit(self, batch: Batch, started: float) -> Response | Commit:
+    def _commit(self, batch: Batch, request: Request) -> Response | None:
         count = len(batch.timestamp)
         if count == 0:  # a client that flushes an empty buffer did nothing wrong
             return INSERTED_NONE
         interval = self._engine.settings.sync_interval_ms
-        commit = Commit(self._inbox, self._metrics, count, started, interval)
-        self._engine.submit(batch, commit)
-        return commit
+        self._engine.submit(batch, Commit(request, self._metrics, count, interval))
+        return None
 
     def query(self, request: Request) -> Answer:
         """Answer ``GET /query``: rows or windows."""
@@ -152,6 +145,18 @@ class Handlers:
         wire.decode_empty(request.body)
         return Response(200, _encode(await self._work.run_admin(self._engine.gc)))
 
+    async def backup(self, request: Request) -> Response:
+        """Answer ``POST /admin/backup``."""
+        self._prepare(request)
+        wanted = wire.decode_backup(request.body)
+        make = partial(self._engine.backup_as, wanted.name, verify=wanted.verify)
+        return Response(200, _encode(await self._work.run_backup(make)))
+
+    async def backups(self, request: Request) -> Response:
+        """Answer ``GET /admin/backups``."""
+        self._prepare(request)
+        return Response(200, _encode(await self._work.start_query(self._engine.backups)))
+
     def alive(self, request: Request) -> Response:
         """Answer ``GET /health``."""
         return self._health.alive()
@@ -176,6 +181,9 @@ CALLS = (
     "GET /admin/index-stats",
     "POST /admin/retrain-index",
     "POST /admin/gc",
+    "POST /admin/backup",
+    "GET /admin/backups",
     "GET /health",
     "GET /ready",
+    "GET /openapi.json",
 )

@@ -25,6 +25,7 @@ STATUSES: dict[type[BaseException], int] = {
     errors.UnknownPathError: 404,
     errors.MethodNotAllowedError: 405,
     errors.RequestTimeoutError: 408,
+    errors.AlreadyExistsError: 409,
     errors.PayloadTooLargeError: 413,
     errors.OverloadedError: 503,
     errors.NotReadyError: 503,

@@ -1,9 +1,7 @@
 """What a handler gets and what it gives back: the part of HTTP that RSGI and ASGI have in common.
 
-A handler takes a `Request` and returns an `Answer`: a `Response` when it is there at once, a `Deferred`
-when another thread will bring it, or a coroutine when it has to wait for several things. Errors rise.
-
-Thread safety: everything here belongs to the event loop's thread.
+A handler takes a `Request` and returns an `Answer`: a `Response` when it is there at once, a coroutine when
+it has to wait for several things, or None when another thread will call ``request.finish``. Errors rise.
 """
 
 from __future__ import annotations
@@ -30,6 +28,8 @@ class Request:
         In capitals.
     query_string : str
         As it came, percent-encoded, without the question mark.
+    finish : callable
+        Takes the outcome, once, in any thread, when the handler has returned None.
 
     Attributes
     ----------
@@ -39,12 +39,13 @@ class Request:
         `time.perf_counter` when the request was complete.
     """
 
-    __slots__ = ("body", "method", "query_string", "started")
+    __slots__ = ("body", "finish", "method", "query_string", "started")
 
-    def __init__(self, method: str, query_string: str, body: bytes = b"") -> None:
+    def __init__(self, method: str, query_string: str, finish: Callable[[Outcome], None]) -> None:
         self.method = method
         self.query_string = query_string
-        self.body = body
+        self.finish = finish
+        self.body = b""
         self.started = perf_counter()
 
     def complete(self, body: bytes) -> None:
@@ -70,7 +71,7 @@ class Response(NamedTuple):
 
 
 class Pieces(Protocol):
-    """A body that comes in pieces."""
+    """A body that comes in pieces. Belongs to the event loop's thread."""
 
     async def read(self) -> bytes:
         """Return the next piece; empty at the end."""
@@ -93,44 +94,36 @@ class StreamedResponse(NamedTuple):
     headers: Headers = JSON
 
 
-Outcome = Response | StreamedResponse | Exception
+Outcome: TypeAlias = Response | StreamedResponse | Exception
 """How the handling of a request ends; an exception becomes a problem."""
 
+Answer: TypeAlias = "Response | Coroutine[None, None, Response | StreamedResponse] | None"
+"""What a handler returns; None when ``request.finish`` gets the outcome."""
 
-class Deferred:
-    """An outcome that comes later, once, to one receiver: a future without the loop's bookkeeping.
 
-    An `asyncio.Future` costs a call through the loop for every result (1.2 us, measured): too much for the
-    thousands of inserts that one commit answers.
+class Waiter:
+    """Waits in an event loop for an outcome that another thread brings.
+
+    Parameters
+    ----------
+    loop : asyncio.AbstractEventLoop
     """
 
-    __slots__ = ("_outcome", "_receiver")
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[Outcome] = loop.create_future()
 
-    def __init__(self) -> None:
-        self._outcome: Outcome | None = None
-        self._receiver: Callable[[Outcome], None] | None = None
+    def finish(self, outcome: Outcome) -> None:
+        """Bring the outcome, in any thread."""
+        self._loop.call_soon_threadsafe(self._settle, outcome)
 
-    def then(self, receiver: Callable[[Outcome], None]) -> None:
-        """Call `receiver` with the outcome: now if it is there, else when it comes."""
-        if self._outcome is not None:
-            receiver(self._outcome)
-        else:
-            self._receiver = receiver
+    async def wait(self) -> Response | StreamedResponse:
+        """Return the outcome when it is there; raise it when it is an error."""
+        outcome = await self._future
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    async def wait(self) -> Outcome:
-        """Return the outcome when it is there."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        # When it comes, whoever waited may have been cancelled.
-        self.then(lambda outcome: None if future.done() else future.set_result(outcome))
-        return await future
-
-    def resolve(self, outcome: Outcome) -> None:
-        """Hand over the outcome. Called once, in the event loop's thread."""
-        if self._receiver is not None:
-            self._receiver(outcome)
-        else:
-            self._outcome = outcome
-
-
-Answer: TypeAlias = "Response | Deferred | Coroutine[None, None, Response | StreamedResponse]"
-"""What a handler returns."""
+    def _settle(self, outcome: Outcome) -> None:
+        if not self._future.done():  # whoever waited may have been cancelled
+            self._future.set_result(outcome)

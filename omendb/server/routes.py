@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from omendb.errors import MethodNotAllowedError, UnknownPathError
+from omendb.server.openapi import Description
 from omendb.server.request import Response
 
 if TYPE_CHECKING:
@@ -77,19 +78,21 @@ def api_routes(handlers: Handlers, metrics: Metrics) -> Routes:
     """Return the calls of the HTTP API."""
     query = Route(handlers.query, failures=metrics.query_failures_total)
     insert = Route(handlers.insert, takes_body=True, failures=metrics.insert_failures_total)
-    return Routes(
-        {
-            "/": {"GET": Route(handlers.index)},
-            "/insert": {"POST": insert},
-            "/query": {"GET": query},
-            "/admin/stats": {"GET": Route(handlers.stats)},
-            "/admin/index-stats": {"GET": Route(handlers.index_stats)},
-            "/admin/retrain-index": {"POST": Route(handlers.retrain_index, takes_body=True)},
-            "/admin/gc": {"POST": Route(handlers.gc, takes_body=True)},
-            "/health": {"GET": Route(handlers.alive)},
-            "/ready": {"GET": Route(handlers.ready)},
-        }
-    )
+    calls = {
+        "/": {"GET": Route(handlers.index)},
+        "/insert": {"POST": insert},
+        "/query": {"GET": query},
+        "/admin/stats": {"GET": Route(handlers.stats)},
+        "/admin/index-stats": {"GET": Route(handlers.index_stats)},
+        "/admin/retrain-index": {"POST": Route(handlers.retrain_index, takes_body=True)},
+        "/admin/gc": {"POST": Route(handlers.gc, takes_body=True)},
+        "/admin/backup": {"POST": Route(handlers.backup, takes_body=True)},
+        "/admin/backups": {"GET": Route(handlers.backups)},
+        "/health": {"GET": Route(handlers.alive)},
+        "/ready": {"GET": Route(handlers.ready)},
+    }
+    calls["/openapi.json"] = {"GET": Route(Description(calls).answer)}
+    return Routes(calls)
 
 
 def _options(allowed: tuple[str, ...]) -> Callable[[Request], Answer]:

@@ -44,6 +44,13 @@ class RetrainBody(msgspec.Struct, forbid_unknown_fields=True):
     max_error: Int64 | None = None
 
 
+class BackupBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The optional body of ``POST /admin/backup``."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    verify: bool = False
+
+
 class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
     """A body without fields."""
 
@@ -51,6 +58,7 @@ class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
 _decode_object = msgspec.json.Decoder(Points).decode
 _decode_array = msgspec.json.Decoder(list[Point]).decode
 _decode_retrain = msgspec.json.Decoder(RetrainBody).decode
+_decode_backup = msgspec.json.Decoder(BackupBody).decode
 _decode_empty = msgspec.json.Decoder(EmptyBody).decode
 
 KERNEL_BYTES_MIN = 512
@@ -101,6 +109,19 @@ def decode_retrain(body: bytes) -> RetrainBody:
     """
     try:
         return _decode_retrain(body) if body else RetrainBody()
+    except BAD_JSON as error:
+        _refuse(body, error)
+
+
+def decode_backup(body: bytes) -> BackupBody:
+    """Read the body of a backup: nothing, or ``{"name": "...", "verify": true}``, both optional.
+
+    Raises
+    ------
+    InvalidRequestError
+    """
+    try:
+        return _decode_backup(body) if body else BackupBody()
     except BAD_JSON as error:
         _refuse(body, error)
 

@@ -71,10 +71,13 @@ class Work:
         self.queries = Turns("large queries", QUERIES_MAX, QUERIES_WAITING_MAX)
         # One holder: two flushes, refits or collections at once would only get in each other's way.
         self.admin = Turns("administrative calls", 1, ADMIN_WAITING_MAX)
+        # Of their own: a backup takes milliseconds, and must not wait for a collection that takes minutes.
+        self.backups = Turns("backups", 1, ADMIN_WAITING_MAX)
         self._query_pool = ThreadPoolExecutor(QUERY_THREADS, "omendb-query")
         # Inserts do not wait behind scans.
         self._decode_pool = ThreadPoolExecutor(DECODE_THREADS, "omendb-decode")
         self._admin_pool = ThreadPoolExecutor(1, "omendb-admin")
+        self._backup_pool = ThreadPoolExecutor(1, "omendb-backup")
 
     def start_query(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run a part of a query in a thread."""
@@ -98,7 +101,21 @@ class Work:
         finally:
             self.admin.give_back()
 
+    async def run_backup(self, function: Callable[[], Result]) -> Result:
+        """Run a backup in a thread, after those before it.
+
+        Raises
+        ------
+        OverloadedError
+            When too many wait already.
+        """
+        await self.backups.take()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._backup_pool, function)
+        finally:
+            self.backups.give_back()
+
     def close(self) -> None:
         """Let go of the threads; work under way ends by itself."""
-        for pool in (self._query_pool, self._decode_pool, self._admin_pool):
+        for pool in (self._query_pool, self._decode_pool, self._admin_pool, self._backup_pool):
             pool.shutdown(wait=False, cancel_futures=True)

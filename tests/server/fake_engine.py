@@ -127,6 +127,12 @@ class FakeEngine:
     def retrain(self, max_error: int | None = None) -> Report:
         return self._admin(max_error)
 
+    def backup_as(self, name: str | None = None, *, verify: bool = False) -> Report:
+        return self._admin(None)
+
+    def backups(self) -> Report:
+        return Report()
+
     def current(self) -> Columns:
         if self._dirty:
             self._dirty = False

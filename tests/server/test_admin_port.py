@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from omendb.reports import Status
+from omendb.server import admin_port
 from omendb.server.admin_port import AdminPort
 from omendb.server.health import Health
 from tests.server.clients import TIMEOUT_SECONDS, Reply, Wire, request
@@ -116,6 +117,32 @@ def test_a_query_string_changes_nothing(port: AdminPort) -> None:
 def test_connections_are_kept(port: AdminPort) -> None:
     with Wire(port.port) as wire:
         for _ in range(3):
+            wire.send(request("GET", "/ready"))
+            assert wire.reply().status == 200
+
+
+def test_a_connection_that_is_not_kept_says_so(port: AdminPort) -> None:
+    # A pool of connections would use it again otherwise, while it is being closed.
+    with Wire(port.port) as wire:
+        wire.send(request("GET", "/ready", "connection: close"))
+
+        assert wire.reply().headers["connection"] == "close"
+        assert wire.at_end()
+
+
+def test_the_longest_idle_of_too_many_connections_is_closed(
+    port: AdminPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_port, "CONNECTIONS_MAX", 3)
+    with Wire(port.port) as first, Wire(port.port) as idle, Wire(port.port) as third:
+        for wire in (first, idle, third, first):
+            wire.send(request("GET", "/ready"))
+            assert wire.reply().status == 200
+
+        assert call(port, "GET", "/health").status == 200
+
+        assert idle.at_end()
+        for wire in (first, third):
             wire.send(request("GET", "/ready"))
             assert wire.reply().status == 200
 

@@ -22,6 +22,9 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    def call_soon_threadsafe(self, callback: Callable[[float], None], argument: float) -> None:
+        callback(argument)
+
     def call_at(self, when: float, callback: Callable[[], None]) -> None:
         self.timers.append((when, callback))
 
@@ -49,7 +52,7 @@ def test_what_is_late_expires_and_nothing_else() -> None:
     deadlines.add(done, 10)
     clock.now = 4
     deadlines.add(later, 10)
-    deadlines.discard(done)
+    deadlines.remove(done)
 
     clock.advance(10)
 
@@ -65,7 +68,7 @@ def test_one_timer_serves_many_reads() -> None:
     for _ in range(1000):
         entry = Entry()
         deadlines.add(entry, 10)
-        deadlines.discard(entry)
+        deadlines.remove(entry)
 
     assert len(clock.timers) == 1
     clock.advance(10)

@@ -12,7 +12,7 @@ from omendb import errors
 from omendb.config import Settings
 from omendb.metrics import Counter, Histogram, Metrics
 from omendb.model import AGGREGATES
-from omendb.reports import GcReport, IndexStats, RetrainReport, Stats
+from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
 from omendb.server import connection, handlers, large_query, problems, work
 from omendb.server.handlers import CALLS, QUERY_PARAMETERS
 
@@ -39,7 +39,7 @@ def test_names_every_error_with_its_status(kind: type[errors.OmenError]) -> None
     assert f"| {problems.STATUSES[kind]} | `{kind.code}` |" in PAGE
 
 
-@pytest.mark.parametrize("report", [Stats, IndexStats, RetrainReport, GcReport])
+@pytest.mark.parametrize("report", [Stats, IndexStats, RetrainReport, GcReport, BackupReport, Backups])
 def test_shows_every_field_of_the_reports(report: type) -> None:
     for name in report.__struct_fields__:  # type: ignore[attr-defined]
         assert f'"{name}":' in PAGE

@@ -83,8 +83,8 @@ def test_rows(given_points: list[tuple[int, int, float]], rows_max: int, cursor:
 def test_columns(given_points: list[tuple[int, int, float]], rows_max: int, cursor: str | None) -> None:
     part = columns_of(given_points)
 
-    whole = encode.whole_columns(part, ("value",), cursor)
-    pieces = b"".join(encode.stream_columns(Answer(part, cursor), ("value",), part.count, rows_max))
+    whole = encode.whole_columns(part, None, cursor)
+    pieces = b"".join(encode.stream_columns(Answer(part, cursor), None, part.count, rows_max))
 
     assert json.loads(whole) == {
         "count": part.count,
@@ -108,7 +108,7 @@ def test_windows_in_pieces(rows_max: int) -> None:
         {"series_id": 1, "timestamp": 10, "mean": 1.5, "count": 2},
         {"series_id": 2, "timestamp": -10, "mean": None, "count": 3},
     ]
-    assert json.loads(columns)["mean"] == [0.5, 1.5, None]
+    assert json.loads(columns)["columns"] == {"mean": [0.5, 1.5, None], "count": [1, 2, 3]}
     answer = Answer(windows(), None)
     assert b"".join(encode.stream_rows(answer, 3, rows_max)) == rows
     assert b"".join(encode.stream_columns(answer, names, 3, rows_max)) == columns
@@ -120,7 +120,7 @@ def test_nothing() -> None:
         "count": 0,
         "series_id": [],
         "timestamp": [],
-        "mean": [],
+        "columns": {"mean": []},
         "cursor": None,
     }
 

@@ -64,7 +64,9 @@ class TestWholeAnswers:
         reply = client.call("GET", f"/query?start=0&step=2&agg=count,mean&format={form}")
 
         assert reply.status == 200
-        means = [row["mean"] for row in reply.json["rows"]] if form == "rows" else reply.json["columns"]["mean"]
+        means = (
+            [row["mean"] for row in reply.json["rows"]] if form == "rows" else reply.json["columns"]["mean"]
+        )
         assert len(means) == ROWS // 2
         assert means[100] == pytest.approx(200.5 / 7)
 
