@@ -159,13 +159,17 @@ class Committer:
             # Rows that overwrite others do not make the memtable grow, but the log does.
             if self._store.snapshot.active.rows >= threshold or self._rows_since_freeze >= 4 * threshold:
                 self._freeze()
+        elif isinstance(error, DiskFullError) and not self._store.snapshot.frozen:
+            # Segments take less space than the log that they replace, and a new WAL file may grow where the
+            # old one has reached its limit. Once: a memtable that waits already is tried again anyway.
+            self._freeze()
 
     def _store_group(self, group: list[_Insert]) -> OmenError | None:
         try:
             self._flusher.wait_for_room()
             self._write(_joined([waiting.batch for waiting in group]))
-        except DiskFullError as full:
-            return full
+        except (DiskFullError, OverloadedError) as refusal:
+            return refusal
         except WalFailedError as failure:
             self._lifecycle.fail(failure)
             return failure

@@ -7,15 +7,18 @@ interval, flushes by age, and watches memory. Queries run in the caller's thread
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from omendb.committer import Committer
 from omendb.config import Settings, check
-from omendb.errors import OmenError, OverloadedError, WalFailedError
+from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
 from omendb.executor import Scan, WindowScan
 from omendb.flusher import Compactor, Flusher, storage_error
 from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
@@ -24,7 +27,8 @@ from omendb.lifecycle import Lifecycle
 from omendb.metrics import Metrics, memory_gauges, memory_limit_bytes, package_version, process_memory
 from omendb.model import Batch, Columns, Windows, make_batch
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
-from omendb.reports import GcReport, IndexStats, Retrain, RetrainReport, Stats, Status
+from omendb.reports import BackupReport, Backups, GcReport, IndexStats, Retrain, RetrainReport, Stats, Status
+from omendb.storage import backup, filenames
 from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
 from omendb.storage.recovery import Recovery, open_store
 
@@ -99,7 +103,9 @@ class Engine:
         self._flusher: Flusher
         self._compactor: Compactor
         self._admin_lock = threading.Lock()  # one maintenance call at a time; taken before all others
+        self._backup_lock = threading.Lock()  # one backup at a time; taken before all others
         self._last_retrain: Retrain | None = None
+        self._last_backup_seconds = 0.0
         self._threads: list[threading.Thread] = []
         self._started_at = time.monotonic()
         self.metrics.add_gauges(memory_gauges(lambda: self._settings.max_memory_mb))
@@ -144,7 +150,9 @@ class Engine:
         try:
             if compile_kernels:
                 self._compile_kernels()
+            started = time.monotonic()
             store, self.recovery = open_store(self._fs, self.path, self._settings, lifecycle.report)
+            self.recovery.seconds = time.monotonic() - started
         except BaseException as error:
             lifecycle.fail(error)
             raise
@@ -152,6 +160,7 @@ class Engine:
         self._flusher = Flusher(store, self._compactor, lifecycle, self.metrics)
         self._committer = Committer(store, self._flusher, lambda: self._settings, lifecycle, self.metrics)
         self._store = store
+        self._last_backup_seconds = self._last_backup()
         for name, target in (
             ("commit", self._committer.run),
             ("flush", self._flusher.run),
@@ -457,6 +466,101 @@ class Engine:
         )
         return RetrainReport(before, after, seconds)
 
+    def backup(self, target: str | Path, *, verify: bool = False) -> BackupReport:
+        """Copy the store as it is now into a directory of its own; reads and writes go on.
+
+        Everything acknowledged before the call is in it. Segments become hard links where the file system
+        allows, so that the call takes milliseconds and no space.
+
+        Parameters
+        ----------
+        target : str or Path
+            Not there, or an empty directory.
+        verify : bool
+            Check every checksum of the backup before it gets its name: reads all of it.
+
+        Raises
+        ------
+        AlreadyExistsError
+        OmenError
+            There is no backup.
+        """
+        with self._backup_lock:
+            return self._backup(Path(target).absolute(), verify=verify)
+
+    def backup_as(self, name: str | None = None, *, verify: bool = False) -> BackupReport:
+        """Make a backup below the data directory, in ``backups/NAME``.
+
+        Parameters
+        ----------
+        name : str, optional
+            Letters, digits, dots, hyphens, underscores; without it, made from the time.
+        verify : bool
+            See `backup`.
+
+        Raises
+        ------
+        InvalidRequestError, AlreadyExistsError
+        OmenError
+            There is no backup.
+        """
+        if name is not None:
+            backup.check_name(name)
+        directory = self.path / filenames.BACKUPS_DIRECTORY
+        with self._backup_lock:
+            if name is None:
+                wanted = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+                name = backup.free_name(self._fs, directory, wanted)
+            elif self._fs.exists(directory / name):
+                raise AlreadyExistsError(f"there is a backup of the name {name}")
+            self._open_store()
+            try:
+                backup.remove_leftovers(self._fs, directory)
+            except OSError as error:
+                raise storage_error(error) from error
+            return self._backup(directory / name, verify=verify)
+
+    def backups(self) -> Backups:
+        """List the backups below the data directory, oldest first."""
+        return Backups(backup.list_backups(self._fs, self.path / filenames.BACKUPS_DIRECTORY))
+
+    def _last_backup(self) -> float:
+        try:
+            return max((info.unix_seconds for info in self.backups().backups), default=0.0)
+        except OSError as error:
+            # Whatever is there instead of backups: no reason not to serve the data.
+            logger.warning("the backups cannot be listed: %s", error)
+            return 0.0
+
+    def _backup(self, target: Path, *, verify: bool) -> BackupReport:
+        store = self._open_store()
+        self._lifecycle.check_ready()
+        started = time.monotonic()
+        try:
+            record = store.backup(target, time.time(), check=verify)
+        except OSError as error:
+            raise storage_error(error) from error
+        except WalFailedError as failure:
+            self._lifecycle.fail(failure)
+            raise
+        seconds = time.monotonic() - started
+        self._last_backup_seconds = record.unix_seconds
+        self.metrics.backup_duration.observe(seconds)
+        logger.info(
+            "backup done %s sequence=%d rows=%d segments=%d bytes=%d linked=%s duration_ms=%.3f",
+            target,
+            record.sequence,
+            record.rows,
+            record.segments,
+            record.bytes,
+            record.linked,
+            seconds * 1e3,
+        )
+        info = backup.to_info(record, target)
+        return BackupReport(
+            **msgspec.structs.asdict(info), linked=record.linked, verified=verify, duration_seconds=seconds
+        )
+
     # The timer.
 
     def _run_timer(self, store: Store) -> None:
@@ -476,7 +580,9 @@ class Engine:
             elif now - committer.frozen_at >= self._settings.flush_interval_ms / 1e3:
                 committer.frozen_at = now
                 committer.freeze()
-            self._watch_memory(store)
+            # Without a file descriptor to read the figures with, the last ones stand until the next tick.
+            with contextlib.suppress(OSError):
+                self._watch_memory(store)
 
     def _tick_seconds(self) -> float:
         interval = self._settings.sync_interval_ms / 1e3
@@ -525,10 +631,27 @@ class Engine:
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         if self._store is None:
             return []
-        unclean = self.recovery is not None and not self.recovery.clean
+        found = self.recovery or Recovery()
         return [
             *gauges(self._store),
-            ("omendb_unclean_start", "1 when the last stop was not a clean one.", float(unclean)),
+            (
+                "omendb_last_backup_timestamp_seconds",
+                "Unix time of the last backup; 0 when there is none.",
+                self._last_backup_seconds,
+            ),
+            ("omendb_unclean_start", "1 when the last stop was not a clean one.", float(not found.clean)),
+            ("omendb_recovery_seconds", "Time that the start took to recover the store.", found.seconds),
+            ("omendb_recovery_replayed_rows", "Rows that the start read from the log.", found.replayed_rows),
+            (
+                "omendb_recovery_replayed_records",
+                "Log records that the start read.",
+                found.replayed_records,
+            ),
+            (
+                "omendb_recovery_rebuilt_indexes",
+                "Learned indexes that the start found damaged and fitted anew.",
+                found.rebuilt_indexes,
+            ),
         ]
 
 

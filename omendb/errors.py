@@ -53,6 +53,12 @@ class MethodNotAllowedError(OmenError):
         self.allowed = allowed
 
 
+class AlreadyExistsError(OmenError):
+    """Something of the given name is there already; nothing was changed."""
+
+    code = "already_exists"
+
+
 class PayloadTooLargeError(OmenError):
     """A request body beyond `max_body_bytes`."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from omendb.errors import CorruptionError, DiskFullError, OmenError, WalFailedError
+from omendb.errors import CorruptionError, DiskFullError, OmenError, OverloadedError, WalFailedError
 from omendb.storage.fs import DISK_FULL_ERRNOS
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ logger = logging.getLogger("omendb.maintenance")
 FROZEN_MAX = 4
 """Frozen memtables that may wait for the flusher before inserts wait for it."""
 
+_NUMBER = re.compile(r"\d+")
 _POLL_SECONDS = 0.1
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS_MIN = 1.0
+_RETRY_SECONDS_MAX = 15.0
 
 
 def storage_error(error: OSError) -> OmenError:
@@ -29,6 +32,42 @@ def storage_error(error: OSError) -> OmenError:
     if error.errno in DISK_FULL_ERRNOS:
         return DiskFullError(f"no space left: {error}")
     return OmenError(f"storage error: {error}")
+
+
+class _Retry:
+    """Waits longer and longer between attempts that fail, and logs an error once, not at every attempt.
+
+    Parameters
+    ----------
+    work : str
+        What is tried.
+    wanted : Event
+        Ends a wait: somebody asks for an attempt now, or the store closes.
+    """
+
+    def __init__(self, work: str, wanted: threading.Event) -> None:
+        self._work = work
+        self._wanted = wanted
+        self._seconds = _RETRY_SECONDS_MIN
+        self._logged = ""
+
+    def wait(self, error: OmenError) -> None:
+        """Wait after an attempt that failed."""
+        # Each attempt writes files of new numbers: that is no other error.
+        kind = _NUMBER.sub("", str(error))
+        if self._logged != kind:
+            self._logged = kind
+            logger.warning("%s failed, will be tried again: %s", self._work, error)
+        self._wanted.wait(self._seconds)
+        self._wanted.clear()
+        self._seconds = min(2 * self._seconds, _RETRY_SECONDS_MAX)
+
+    def succeeded(self) -> None:
+        """Begin anew."""
+        if self._logged:
+            logger.info("%s works again", self._work)
+            self._logged = ""
+        self._seconds = _RETRY_SECONDS_MIN
 
 
 class Compactor:
@@ -56,6 +95,7 @@ class Compactor:
     def run(self) -> None:
         """Merge until the lifecycle is closing; the thread of the background."""
         closing = self._lifecycle.closing
+        retry = _Retry("compaction", self._wanted)
         while not closing.is_set():
             self._wanted.wait()
             self._wanted.clear()
@@ -63,11 +103,11 @@ class Compactor:
                 try:
                     if self.compact() is None:
                         break
+                    retry.succeeded()
                 except CorruptionError as error:
                     logger.error("compaction leaves a damaged partition alone: %s", error)  # noqa: TRY400
                 except OmenError as error:
-                    logger.warning("compaction failed, will be tried again: %s", error)
-                    closing.wait(_RETRY_SECONDS)
+                    retry.wait(error)
 
     def compact(self, *, everything: bool = False) -> int | None:
         """Do one merge; see `Store.compact`.
@@ -139,7 +179,7 @@ class Flusher:
 
         Raises
         ------
-        DiskFullError
+        DiskFullError, OverloadedError
             Flushing cannot go on.
         """
         if len(self._store.snapshot.frozen) < FROZEN_MAX:
@@ -149,7 +189,10 @@ class Flusher:
                 if self._lifecycle.closing.is_set() or self._lifecycle.failed.is_set():
                     return
                 if self._error is not None:
-                    raise DiskFullError(f"memory is full and cannot be flushed: {self._error}")
+                    message = f"memory is full and cannot be flushed: {self._error}"
+                    if isinstance(self._error, DiskFullError):
+                        raise DiskFullError(message)
+                    raise OverloadedError(message)
                 self._tried.wait(_POLL_SECONDS)
 
     def wait_for(self, frozen: set[int]) -> None:
@@ -178,6 +221,7 @@ class Flusher:
     def run(self) -> None:
         """Flush until the lifecycle is closing and nothing waits."""
         closing = self._lifecycle.closing
+        retry = _Retry("flush", self._wanted)
         while True:
             self._wanted.wait()
             self._wanted.clear()
@@ -187,8 +231,12 @@ class Flusher:
                     self._error = error
                     self._tried.notify_all()
                 if error is None:
+                    retry.succeeded()
                     self._compactor.wake()
-                elif closing.wait(_RETRY_SECONDS):
+                    continue
+                if not self._lifecycle.failed.is_set():
+                    retry.wait(error)
+                if closing.is_set():
                     return
             if closing.is_set():
                 return
@@ -198,7 +246,6 @@ class Flusher:
         try:
             work = self._store.flush_oldest()
         except OSError as error:
-            logger.warning("flush failed, will be tried again: %s", error)
             return storage_error(error)
         except WalFailedError as failure:
             self._lifecycle.fail(failure)

@@ -132,6 +132,8 @@ class Metrics(Collector):
         Requests answered with an error.
     wal_fsync_duration, flush_duration, compaction_duration, retrain_duration, gc_duration : Histogram
         Seconds.
+    backup_duration : Histogram
+        Seconds.
     commit_rows : Histogram
         Rows of one group commit.
     """
@@ -171,6 +173,9 @@ class Metrics(Collector):
         )
         self.gc_duration = Histogram(
             "omendb_gc_duration_seconds", "Seconds of one garbage collection.", WORK_SECONDS
+        )
+        self.backup_duration = Histogram(
+            "omendb_backup_duration_seconds", "Seconds of one backup.", WORK_SECONDS
         )
         self._instruments = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
         self._gauges: list[Gauges] = []

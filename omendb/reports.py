@@ -233,3 +233,54 @@ class GcReport(msgspec.Struct, frozen=True):
     after: SpaceState
     dropped_rows: int
     duration_seconds: float
+
+
+class BackupInfo(msgspec.Struct, frozen=True):
+    """One entry of ``GET /admin/backups``.
+
+    Attributes
+    ----------
+    name : str
+    path : str
+        The directory.
+    sequence : int
+        It holds the WAL records up to this one.
+    rows : int
+        Rows of segments and of the log, superseded ones included.
+    segments : int
+    bytes : int
+        Size of its files; those that are hard links take no space of their own while the store has them.
+    unix_seconds : float
+        When it was taken.
+    """
+
+    name: str
+    path: str
+    sequence: int
+    rows: int
+    segments: int
+    bytes: int
+    unix_seconds: float
+
+
+class BackupReport(BackupInfo, frozen=True):
+    """The answer of ``POST /admin/backup``: what was taken, and how.
+
+    Attributes
+    ----------
+    linked : bool
+        The segments are hard links; false when they had to be copied.
+    verified : bool
+        Every checksum of it was checked.
+    duration_seconds : float
+    """
+
+    linked: bool
+    verified: bool
+    duration_seconds: float
+
+
+class Backups(msgspec.Struct, frozen=True):
+    """The answer of ``GET /admin/backups``, oldest first."""
+
+    backups: list[BackupInfo]

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import click
 
+from omendb.cli.backup import backup_command
 from omendb.cli.import_csv import import_command
 from omendb.cli.program import Program
 from omendb.cli.query import query_command
+from omendb.cli.repair import repair_command
+from omendb.cli.restore import restore_command
 from omendb.cli.serve import serve_command
 from omendb.cli.stats import stats_command
 from omendb.cli.verify import verify_command
@@ -40,6 +43,9 @@ for command in (
     query_command,
     stats_command,
     verify_command,
+    backup_command,
+    restore_command,
+    repair_command,
     warmup_command,
 ):
     main.add_command(command)

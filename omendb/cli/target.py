@@ -85,3 +85,11 @@ class Target(Protocol):
     def index_stats(self) -> dict[str, Any]:
         """Return the figures of the learned index."""
         ...
+
+    def backup(self, name: str | None, *, verify: bool) -> dict[str, Any]:
+        """Make a backup below the data directory; return what was made."""
+        ...
+
+    def backup_to(self, directory: str, *, verify: bool) -> dict[str, Any]:
+        """Make a backup in a directory of its own; return what was made."""
+        ...

@@ -159,6 +159,24 @@ class HttpTarget:
         """Return the answer of ``/admin/index-stats``."""
         return self._json("GET", "/admin/index-stats")
 
+    def backup(self, name: str | None, *, verify: bool) -> dict[str, Any]:
+        """Return the answer of ``/admin/backup``."""
+        body = {"verify": verify} if name is None else {"name": name, "verify": verify}
+        return self._json("POST", "/admin/backup", orjson.dumps(body))
+
+    def backup_to(self, directory: str, *, verify: bool) -> dict[str, Any]:
+        """Refuse: a server keeps its backups below its own directory.
+
+        Raises
+        ------
+        InvalidRequestError
+        """
+        raise InvalidRequestError(
+            f"a server takes the name of a backup, not a path: {directory}; use --data-dir, or copy the "
+            "backup from the server's data directory",
+            "name",
+        )
+
     def _json(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         response = self._request(method, path, body)
         if response.status != OK:

@@ -79,6 +79,16 @@ class StoreTarget:
         figures: dict[str, Any] = msgspec.to_builtins(self._engine.index_stats())
         return figures
 
+    def backup(self, name: str | None, *, verify: bool) -> dict[str, Any]:
+        """Make a backup below the data directory; return what was made."""
+        made: dict[str, Any] = msgspec.to_builtins(self._engine.backup_as(name, verify=verify))
+        return made
+
+    def backup_to(self, directory: str, *, verify: bool) -> dict[str, Any]:
+        """Make a backup in a directory of its own; return what was made."""
+        made: dict[str, Any] = msgspec.to_builtins(self._engine.backup(directory, verify=verify))
+        return made
+
     def _scan(self, question: Question) -> Scan | WindowScan:
         series = list(question.series_id) or None
         if question.step is None:

@@ -23,6 +23,8 @@ from numba import types
 from numba.core import config as _numba_config
 from numba.extending import intrinsic
 
+from omendb.jit.cache import KernelCacheFile
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,7 +74,7 @@ def kernel(function: Function) -> Function:
     """Compile a kernel: cached on disk, GIL released, no fastmath (NaN must stay NaN)."""
     if JIT_DISABLED:
         return function
-    return cast("Function", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast("Function", _checked(numba.njit(cache=True, nogil=True, error_model="numpy")(function)))
 
 
 def inline_kernel(function: Function) -> Function:
@@ -80,7 +82,16 @@ def inline_kernel(function: Function) -> Function:
     if JIT_DISABLED:
         return function
     decorator = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-    return cast("Function", decorator(function))
+    return cast("Function", _checked(decorator(function)))
+
+
+def _checked(dispatcher: Any) -> Any:  # noqa: ANN401
+    """Let a kernel's files in the cache have checksums."""
+    cache = dispatcher._cache
+    cache._cache_file = KernelCacheFile(
+        cache.cache_path, cache._impl.filename_base, cache._impl.locator.get_source_stamp()
+    )
+    return dispatcher
 
 
 def _load(ctype: Any, width: int, llvm: Any, result: Any) -> Any:  # noqa: ANN401
@@ -136,6 +147,30 @@ def _prefetch(typingctx: Any, address: Any) -> Any:  # noqa: ANN401
 def _prefetch_nothing(_address: int) -> None:
     """Stand in for `prefetch` in plain Python."""
 
+
+def _multiply_fold(typingctx: Any, left: Any, right: Any) -> Any:  # noqa: ANN401
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
+        low = builder.trunc(product, ir.IntType(64))
+        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+        return builder.xor(low, high)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _multiply_fold_plain(left: int, right: int) -> int:
+    """Stand in for `multiply_fold` in plain Python; takes integers of any size, as two's complement."""
+    product = (int(left) & _UINT64_MAX) * (int(right) & _UINT64_MAX)
+    return (product ^ (product >> 64)) & _UINT64_MAX
+
+
+_UINT64_MAX = 2**64 - 1
+
+multiply_fold = cast(
+    "Callable[[int, int], int]", _multiply_fold_plain if JIT_DISABLED else intrinsic(_multiply_fold)
+)
+"""``multiply_fold(a, b)``: the two halves of the unsigned 128-bit product, combined by exclusive or."""
 
 prefetch = cast("Callable[[int], None]", _prefetch_nothing if JIT_DISABLED else intrinsic(_prefetch))
 """``prefetch(address)``: ask for a cache line that will be read soon; never faults."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from omendb.jit import blocks, encode, merge, parse, pla, search, window
+from omendb.jit import blocks, encode, merge, parse, pla, records, search, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MODULES = (search, pla, blocks, merge, window, encode, parse)
+_MODULES = (search, pla, blocks, merge, window, encode, parse, records)
 
 
 class Warmed(NamedTuple):

@@ -8,6 +8,8 @@
     data/00000012.parquet               a segment
     data/00000012-00000013.lix          the learned index of segment 12, the 13th file ever made
     *.tmp                               a file that was being written; removed at the next start
+    backups/NAME/                       a backup: a data directory of its own, with a file BACKUP
+    quarantine/                         what `omendb repair` took out of the store
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ LOCK = "LOCK"
 MANIFEST = "MANIFEST"
 WAL_DIRECTORY = "wal"
 DATA_DIRECTORY = "data"
+BACKUP = "BACKUP"
+BACKUP_TEMPORARY_SUFFIX = ".backup.tmp"  # no store that somebody has is called so, and removed for it
+BACKUPS_DIRECTORY = "backups"
+QUARANTINE_DIRECTORY = "quarantine"
 TEMPORARY_SUFFIX = ".tmp"
 
 _WAL = re.compile(r"^(\d{8,})\.wal$")

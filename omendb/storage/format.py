@@ -22,6 +22,10 @@ RECORD_SERIES = 2  # payload: series_id, timestamp[n], value[n]: all points of o
 MANIFEST_MAGIC = "omendb-manifest"
 MANIFEST_VERSION = 1
 
+# Record of a backup (docs/format/backup.md).
+BACKUP_MAGIC = "omendb-backup"
+BACKUP_VERSION = 1
+
 # Segment (docs/format/segment.md).
 BLOCK_SHIFT = 13  # 8,192 rows, 64 KiB of a column, share one checksum
 PARQUET_MAGIC = b"PAR1"

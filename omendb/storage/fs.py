@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 DISK_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
+NO_LINK_ERRNOS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What says that a file cannot have a second name there: another file system, or one without hard links."""
+
+_COPY_BYTES = 1 << 20
+
 
 class WritableFile(Protocol):
     """A file that is written from its start to its end."""
@@ -104,11 +109,19 @@ class FileSystem(Protocol):
         ...
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give a file another name, replacing what had it."""
+        """Give a file or a directory another name, replacing the file or empty directory that had it."""
+        ...
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name; one that exists is an error."""
         ...
 
     def remove(self, path: Path) -> None:
         """Remove a file's name."""
+        ...
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory."""
         ...
 
     def sync_directory(self, path: Path) -> None:
@@ -238,8 +251,14 @@ class OsFileSystem:
     def rename(self, source: Path, target: Path) -> None:
         os.rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
     def remove(self, path: Path) -> None:
         os.unlink(path)
+
+    def remove_directory(self, path: Path) -> None:
+        os.rmdir(path)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -253,7 +272,13 @@ class OsFileSystem:
         return status.f_bavail * status.f_frsize
 
     def lock(self, path: Path) -> _OsLock:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # Nobody can change a store there, and a backup on such a medium can be checked and restored.
+            return _OsLock(-1)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -301,6 +326,29 @@ def publish(fs: FileSystem, temporary: Path, path: Path) -> None:
     fs.rename(temporary, path)
     # Sync the directory too: without it a crash may forget the rename.
     fs.sync_directory(path.parent)
+
+
+def copy(fs: FileSystem, source: MappedFile, target: Path) -> int:
+    """Write the content of a mapped file to a new file, durably but for its name; return the bytes.
+
+    Raises
+    ------
+    OSError
+        A part of it may be there.
+    """
+    size = len(source.data)
+    file = fs.create(target)
+    try:
+        for start in range(0, size, _COPY_BYTES):
+            # Through the descriptor: what cannot be read is an error here, a signal through the map.
+            part = source.read_at(start, min(_COPY_BYTES, size - start))
+            if not part:
+                raise OSError(errno.EIO, "the file became shorter while it was copied", str(target))
+            file.write([part])
+        file.sync()
+    finally:
+        file.close()
+    return size
 
 
 def discard(fs: FileSystem, path: Path) -> None:

@@ -6,6 +6,7 @@ from the segment. Immutable; safe from any thread. Layout: docs/format/index.md.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,7 @@ def decode(data: NDArray[np.uint8], path: str) -> LearnedIndex:
     offset = header.size
     for shape, dtype in shapes:
         offset += -offset % format.INDEX_ALIGNMENT
-        count = int(np.prod(shape))
+        count = math.prod(shape)  # NumPy's would overflow on counts that no file can hold
         stop = offset + count * np.dtype(dtype).itemsize
         if stop > len(data) - 8:
             raise CorruptionError(path, offset, "a section goes beyond the end of the file")

@@ -135,7 +135,7 @@ def decode(data: bytes, path: str) -> Manifest:
         raise CorruptionError(path, 0, "the manifest does not match its checksum")
     try:
         return _decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptionError(path, len(head) + 1, str(error)) from error
 
 

@@ -54,6 +54,8 @@ class Recovery:
         Learned indexes that were damaged and fitted anew.
     removed_files : int
         Files that nothing named.
+    seconds : float
+        How long opening took; the engine, which has a clock, fills it in.
     """
 
     created: bool = False
@@ -62,6 +64,7 @@ class Recovery:
     replayed_rows: int = 0
     rebuilt_indexes: int = 0
     removed_files: int = 0
+    seconds: float = 0.0
 
 
 def open_store(
@@ -98,6 +101,10 @@ def open_store(
     try:
         report = progress or _say_nothing
         return _open_locked(fs, directory, settings, report, lock, partition_rows, segment_rows_max)
+    except CorruptionError as error:
+        lock.close()
+        advice = f"`omendb repair {directory}` shows what can be saved"
+        raise CorruptionError(error.path, error.offset, f"{error.reason}; {advice}") from error
     except BaseException:
         lock.close()
         raise
@@ -276,15 +283,18 @@ def _replay(
         if waiting:
             batches = [record.batch for record in waiting]
             rows = Batch(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
-            memtables[-1].insert(rows, waiting[-1].sequence, waiting[0].sequence)
+            first_sequence = max(waiting[0].first_sequence, loaded.covered_sequence + 1)
+            memtables[-1].insert(rows, waiting[-1].sequence, first_sequence)
         waiting.clear()
         waiting_rows = 0
 
-    for record in replay(fs, wal_directory, loaded.first_wal_file, loaded.covered_sequence, files):
+    for record in replay(
+        fs, wal_directory, loaded.first_wal_file, loaded.covered_sequence, files, _ROWS_AT_ONCE
+    ):
         rows = len(record.batch.timestamp)
         waiting.append(record)
         waiting_rows += rows
-        found.replayed_records += 1
+        found.replayed_records += record.sequence - max(record.first_sequence - 1, loaded.covered_sequence)
         found.replayed_rows += rows
         if waiting_rows >= _ROWS_AT_ONCE:
             insert()

@@ -181,7 +181,7 @@ def open_segment(fs: FileSystem, directory: Path, entry: SegmentEntry) -> Segmen
     path = directory / filenames.segment_name(entry.number)
     file = map_segment(fs, path, entry)
     index_path = directory / filenames.index_name(entry.number, entry.index.number)
-    return Segment(entry, path, file, _load_index(fs, index_path, entry))
+    return Segment(entry, path, file, load_index(fs, index_path, entry))
 
 
 def map_segment(fs: FileSystem, path: Path, entry: SegmentEntry) -> MappedFile:
@@ -213,7 +213,13 @@ class IndexDamageError(Exception):
     """A learned index file that is missing, damaged or foreign; the segment itself may be whole."""
 
 
-def _load_index(fs: FileSystem, path: Path, entry: SegmentEntry) -> learned_index.LearnedIndex:
+def load_index(fs: FileSystem, path: Path, entry: SegmentEntry) -> learned_index.LearnedIndex:
+    """Map the learned index of a segment and check it; the segment itself is not looked at.
+
+    Raises
+    ------
+    IndexDamageError
+    """
     try:
         file = fs.map(path)
         if len(file.data) != entry.index.bytes:

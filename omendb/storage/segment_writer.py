@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from omendb.jit import layout
 from omendb.storage import filenames, format, learned_index  # noqa: A004
 from omendb.storage.fs import discard, publish, write_temporary
 from omendb.storage.manifest import IndexEntry, SegmentEntry
@@ -94,8 +95,10 @@ def write_segment(
         binding = _write_parquet(fs, temporary, rows)
         index = learned_index.fit(rows.series_id, rows.timestamp, max_error, binding, checksums)
         publish(fs, temporary, path)
+        index_entry = write_index(fs, directory, number, index_number, index)
     except BaseException:
         discard(fs, temporary)
+        discard(fs, path)
         raise
     runs = index.runs
     return SegmentEntry(
@@ -107,11 +110,11 @@ def write_segment(
         checksum=f"{binding.segment_checksum:016x}",
         first_series=int(rows.series_id[0]),
         last_series=int(rows.series_id[-1]),
-        first_timestamp=int(runs[:, 3].min()),
-        last_timestamp=int(runs[:, 4].max()),
+        first_timestamp=int(runs[:, layout.RUN_FIRST].min()),
+        last_timestamp=int(runs[:, layout.RUN_LAST].max()),
         first_sequence=sequences[0],
         last_sequence=sequences[1],
-        index=write_index(fs, directory, number, index_number, index),
+        index=index_entry,
     )
 
 
@@ -130,7 +133,13 @@ def write_index(
     """
     data = b"".join(learned_index.encode(index))
     path = directory / filenames.index_name(segment_number, number)
-    publish(fs, write_temporary(fs, path, [data]), path)
+    temporary = write_temporary(fs, path, [data])
+    try:
+        publish(fs, temporary, path)
+    except OSError:
+        discard(fs, temporary)
+        discard(fs, path)
+        raise
     return IndexEntry(number, len(data), f"{format.checksum(data):016x}")
 
 

@@ -10,6 +10,8 @@ was synced; a file is removed only after the manifest has stopped naming it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import threading
 import weakref
@@ -19,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from omendb.errors import CorruptionError, WalFailedError
+from omendb.errors import CorruptionError, DiskFullError, WalFailedError
 from omendb.model import INT64_MAX, INT64_MIN, Batch, Columns
-from omendb.storage import compaction, filenames, learned_index, manifest
-from omendb.storage.fs import discard
+from omendb.storage import backup, compaction, filenames, learned_index, manifest
+from omendb.storage.fs import DISK_FULL_ERRNOS, discard
 from omendb.storage.memtable import Memtable
 from omendb.storage.segment import IndexDamageError, Segment, open_segment
 from omendb.storage.segment_writer import write_index, write_segment
 from omendb.storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from omendb.config import Settings
@@ -96,6 +98,7 @@ class Store:
         self.damaged: set[int] = set()
         self.snapshot = Snapshot(tuple(segments), tuple(frozen), active)
         self._manifest = loaded
+        self._is_marked_open = False
         self._next_number = loaded.next_number
         self._partition_rows = partition_rows
         self._segment_rows_max = segment_rows_max
@@ -109,10 +112,20 @@ class Store:
     def mark_open(self) -> None:
         """Publish what recovery found, and that the store is in use: only `close` makes it clean again.
 
+        On a full disk that is left to the first `append`: what is stored can be read meanwhile.
+
         Raises
         ------
         OSError, WalFailedError
         """
+        try:
+            self._mark_open()
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRNOS:
+                raise
+            logger.warning("no space to write to %s, only reads are served: %s", self.directory, error)
+
+    def _mark_open(self) -> None:
         with self._lock:
             self._commit(self.snapshot.segments)
         self.wal.remove_before(self._manifest.first_wal_file)
@@ -121,6 +134,13 @@ class Store:
 
     def append(self, batch: Batch) -> int:
         """Write a batch to the log; returns its sequence. See `Wal.append`."""
+        if not self._is_marked_open:
+            try:
+                self._mark_open()
+            except OSError as error:
+                if error.errno not in DISK_FULL_ERRNOS:
+                    raise self.wal.fail(f"cannot write to {self.directory}: {error}") from error
+                raise DiskFullError(f"no space to write to {self.directory}: {error.strerror}") from error
         return self.wal.append(batch)
 
     def sync(self) -> None:
@@ -177,15 +197,16 @@ class Store:
             boundaries = self._manifest.boundaries
             parts = list(split(rows, boundaries, self._segment_rows_max))
             entries = self._write(parts, sequences)
-            added = self._open(entries)
-            with self._lock:
-                if self._manifest.boundaries == boundaries:
-                    self._commit(
-                        [*self.snapshot.segments, *added],
-                        covered_sequence=memtable.last_sequence,
-                        flushed=1,
-                    )
-                    break
+            with self._kept_only_when_named(entries):
+                added = self._open(entries)
+                with self._lock:
+                    if self._manifest.boundaries == boundaries:
+                        self._commit(
+                            [*self.snapshot.segments, *added],
+                            covered_sequence=memtable.last_sequence,
+                            flushed=1,
+                        )
+                        break
             # A compaction has cut a partition meanwhile: cut these rows there, too.
             self._discard(entries)
         self.wal.remove_before(self._manifest.first_wal_file)
@@ -218,6 +239,8 @@ class Store:
             )
             if chosen is None:
                 return None
+            if not everything:
+                self._leave_space_for_inserts(chosen.inputs)
             for segment in chosen.inputs:
                 self.check(segment)
             boundary = None
@@ -227,25 +250,23 @@ class Store:
             if boundary is not None:
                 ranges = [(INT64_MIN, boundary - 1), (boundary, INT64_MAX)]
             entries: list[SegmentEntry] = []
-            try:
+            with self._kept_only_when_named(entries):
                 for start, end in ranges:
                     for rows in compaction.merged(chosen.inputs, self._segment_rows_max, start, end):
                         entries += self._write([rows], chosen.sequences)
-            except BaseException:
-                self._discard(entries)
-                raise
-            added = self._open(entries)
-            with self._lock:
-                gone = {id(segment) for segment in chosen.inputs}
-                kept = [s for s in self.snapshot.segments if id(s) not in gone]
-                boundaries = self._manifest.boundaries
-                if boundary is not None:
-                    boundaries = sorted({*boundaries, boundary})
-                    # What a flush added to the partition meanwhile may lie across the new boundary.
-                    kept, split_entries = self._split_at(kept, boundary, boundaries)
-                    added += self._open(split_entries)
-                before = self.snapshot.segments
-                self._commit([*kept, *added], boundaries=boundaries)
+                added = self._open(entries)
+                with self._lock:
+                    gone = {id(segment) for segment in chosen.inputs}
+                    before = self.snapshot.segments
+                    kept = [s for s in before if id(s) not in gone]
+                    boundaries = self._manifest.boundaries
+                    if boundary is not None:
+                        boundaries = sorted({*boundaries, boundary})
+                        # What a flush added to the partition meanwhile may lie across the new boundary.
+                        kept, moved = self._split_at(kept, boundary, boundaries)
+                        entries += moved
+                        added += self._open(moved)
+                    self._commit([*kept, *added], boundaries=boundaries)
             alive = {id(segment) for segment in self.snapshot.segments}
             self._remove([segment for segment in before if id(segment) not in alive])
             return _work(chosen.rows, len(chosen.inputs), entries)
@@ -285,6 +306,8 @@ class Store:
                     fitted[id(segment)] = segment.with_index(entry, index)
                 with self._lock:
                     self._commit([fitted.get(id(s), s) for s in self.snapshot.segments])
+            except WalFailedError:
+                raise  # it is not known whether the manifest names them
             except BaseException:
                 for path in written:
                     discard(self.fs, path)
@@ -293,6 +316,13 @@ class Store:
                 discard(self.fs, self._index_path(segment.entry))
             rows = sum(segment.rows for segment in old)
             return Work(rows, rows, size, len(old), len(old))
+
+    def _leave_space_for_inserts(self, inputs: Iterable[Segment]) -> None:
+        """Refuse a merge of our own accord that would fill the disk, which inserts and flushes need."""
+        needed = sum(segment.entry.bytes + segment.entry.index.bytes for segment in inputs)
+        free = self.fs.free_bytes(self.data_directory)
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"a merge needs {needed} bytes, and {free} are free")
 
     def check(self, segment: Segment) -> None:
         """Check every block of a segment, and remember when it is damaged.
@@ -305,6 +335,38 @@ class Store:
             segment.verify_all()
         except CorruptionError:
             self.damaged.add(segment.entry.number)
+            raise
+
+    def backup(self, target: Path, unix_seconds: float, *, check: bool = False) -> backup.Record:
+        """Copy the store as it is now; any thread may call it, and nothing waits for it.
+
+        Everything applied before the call is part of it, and nothing that is appended after its return.
+
+        Parameters
+        ----------
+        target : Path
+            A directory that is not there, or empty; it becomes a data directory of its own.
+        unix_seconds : float
+            The time of now.
+        check : bool
+            Check every checksum of the backup before it gets its name.
+
+        Raises
+        ------
+        AlreadyExistsError, CorruptionError, WalFailedError
+        OSError
+            There is no backup.
+        """
+        # With a sync interval, what was acknowledged may not be durable yet.
+        self.sync()
+        made = backup.Backup(self.fs, target)
+        try:
+            # A flush or a merge cannot remove a file while its names are taken; they can once they are.
+            with self._lock:
+                made.pin(self.directory, self._manifest, *self.wal.durable())
+            return made.finish(unix_seconds, check=check)
+        except BaseException:
+            made.discard()
             raise
 
     def close(self) -> None:
@@ -384,6 +446,17 @@ class Store:
         except IndexDamageError as error:
             raise CorruptionError(str(self.data_directory), 0, f"just written: {error}") from error
 
+    @contextlib.contextmanager
+    def _kept_only_when_named(self, entries: list[SegmentEntry]) -> Iterator[None]:
+        """Remove what was written when the manifest does not come to name it: a full disk stays no fuller."""
+        try:
+            yield
+        except WalFailedError:
+            raise  # it is not known whether the manifest names them
+        except BaseException:
+            self._discard(entries)
+            raise
+
     def _split_at(
         self, segments: list[Segment], boundary: int, boundaries: list[int]
     ) -> tuple[list[Segment], list[SegmentEntry]]:
@@ -420,6 +493,8 @@ class Store:
         clean: bool = False,
     ) -> None:
         """Publish a manifest, then the snapshot that agrees with it; the lock is held."""
+        # A manifest names the file that the log goes on in: the next start expects to find it.
+        self.wal.make_file()
         ordered = sorted(segments, key=lambda s: (s.entry.last_sequence, s.entry.number))
         old = self._manifest
         covered = old.covered_sequence if covered_sequence is None else covered_sequence
@@ -439,6 +514,7 @@ class Store:
             self.wal.fail(str(error))
             raise
         self._manifest = new
+        self._is_marked_open = True
         view = self.snapshot
         self.snapshot = Snapshot(tuple(ordered), view.frozen[flushed:], view.active)
 

@@ -21,6 +21,7 @@ import numpy as np
 import xxhash
 
 from omendb.errors import CorruptionError, DiskFullError, WalFailedError
+from omendb.jit import records
 from omendb.model import Batch
 from omendb.storage import filenames, format  # noqa: A004
 from omendb.storage.fs import DISK_FULL_ERRNOS
@@ -33,23 +34,28 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("omendb.wal")
 
+_PAYLOAD_BYTES_OFFSET = 28  # of the field in a record's header
+
 
 class Record(NamedTuple):
-    """One group commit.
+    """One group commit, or several short ones that were read together.
 
     Attributes
     ----------
     sequence : int
-        Its number; numbers ascend by one.
+        Its number; numbers ascend by one. Of several records the last one's.
     batch : Batch
-        Its points, as read-only views over the file's bytes.
+        Its points, as read-only views over the file's bytes, or as arrays of their own.
     stop : int
         Byte after it in its file.
+    first_sequence : int
+        Of several records the first one's.
     """
 
     sequence: int
     batch: Batch
     stop: int
+    first_sequence: int
 
 
 @dataclass(slots=True)
@@ -68,16 +74,16 @@ class Wal:
     directory : Path
         Exists.
     file_number : int
-        Number for the file that is created now.
+        Number of the first file to be written.
     next_sequence : int
         Sequence of the next record; everything before it is on stable storage.
     older : list of tuple (int, int)
         Number and last sequence of each older file that is still needed.
 
-    Raises
-    ------
-    OSError
-        When the first file cannot be created.
+    Notes
+    -----
+    The file is created by `make_file`, or else by the first `append`: a full disk does not keep a store from
+    being opened.
     """
 
     def __init__(
@@ -101,7 +107,8 @@ class Wal:
             self._older.append(_File(number, path, last_sequence))
             self._older_bytes[number] = fs.size(path)
         self.failure: WalFailedError | None = None
-        self._file, self._current = self._create(file_number)
+        self._file: WritableFile | None = None
+        self._current = _File(file_number, directory / filenames.wal_name(file_number), 0)
 
     @property
     def file_number(self) -> int:
@@ -122,12 +129,25 @@ class Wal:
     def bytes(self) -> int:
         """Bytes in all live files."""
         with self._lock:
-            return sum(self._older_bytes.values()) + self._file.offset
+            return sum(self._older_bytes.values()) + (self._file.offset if self._file else 0)
 
     @property
     def file_count(self) -> int:
         """Number of live files."""
         return len(self._older) + 1
+
+    def make_file(self) -> WritableFile:
+        """Return the file to append to; the first call creates it. Any thread may call it.
+
+        Raises
+        ------
+        OSError
+            It may be tried again.
+        """
+        with self._lock:
+            if self._file is None:
+                self._file, self._current = self._create(self._current.number)
+            return self._file
 
     def append(self, batch: Batch) -> int:
         """Write one record; it is durable after the next `sync`.
@@ -150,6 +170,12 @@ class Wal:
             The log is in an unknown state; every later call raises the same.
         """
         self._check_usable()
+        try:
+            file = self.make_file()
+        except OSError as error:
+            if error.errno not in DISK_FULL_ERRNOS:
+                raise self.fail(f"cannot create {self._current.path}: {error}") from error
+            raise DiskFullError(f"no space for the write-ahead log: {error.strerror}") from error
         rows = len(batch.timestamp)
         assert 0 < rows <= format.WAL_ROWS_MAX, rows
         sequence = self._next_sequence
@@ -171,15 +197,15 @@ class Wal:
         )
         checked = head[: format.WAL_RECORD_HEADER_CHECKED]
         head = checked + format.checksum(checked).to_bytes(8, "little")
-        good = self._file.offset
+        good = file.offset
         try:
-            self._file.write([head, series, batch.timestamp, batch.value])
+            file.write([head, series, batch.timestamp, batch.value])
         except OSError as error:
             if error.errno not in DISK_FULL_ERRNOS:
                 raise self.fail(f"write to {self._current.path} failed: {error}") from error
             try:
                 # Nothing of this record was promised to anybody: take it back, and stay usable.
-                self._file.truncate(good)
+                file.truncate(good)
             except OSError as second:
                 raise self.fail(f"cannot cut {self._current.path}: {second}") from second
             raise DiskFullError(f"no space for the write-ahead log: {error.strerror}") from error
@@ -199,7 +225,7 @@ class Wal:
         self._check_usable()
         with self._lock:
             file, written = self._file, self._next_sequence - 1
-            if written == self._synced_sequence:
+            if written == self._synced_sequence or file is None:
                 return
             try:
                 file.sync()
@@ -230,11 +256,18 @@ class Wal:
             return False
         with self._lock:
             old = self._file
+            assert old is not None, "it holds records"
             self._older_bytes[self._current.number] = old.offset
             self._older.append(self._current)
             self._file, self._current = file, current
             old.close()
         return True
+
+    def durable(self) -> tuple[list[int], int]:
+        """Return the numbers of the live files, ascending, and the highest sequence on stable storage."""
+        with self._lock:
+            files = [*self._older, *([self._current] if self._file is not None else [])]
+            return [file.number for file in files], self._synced_sequence
 
     def first_file_after(self, sequence: int) -> int:
         """Return the number of the first live file that holds, or will hold, a record after `sequence`."""
@@ -260,7 +293,8 @@ class Wal:
 
     def close(self) -> None:
         """Close without syncing."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _create(self, number: int) -> tuple[WritableFile, _File]:
         path = self._directory / filenames.wal_name(number)
@@ -314,6 +348,7 @@ def replay(
     first_file: int,
     covered_sequence: int,
     files: list[ReplayedFile],
+    rows_at_once: int = 1,
 ) -> Iterator[Record]:
     """Read the records after `covered_sequence`, in order, and cut a torn tail.
 
@@ -327,6 +362,8 @@ def replay(
         Highest sequence that the segments hold.
     files : list of ReplayedFile
         Is filled with the files that were read.
+    rows_at_once : int
+        Short records are joined up to so many rows: one at a time they cost most of a replay.
 
     Yields
     ------
@@ -338,7 +375,7 @@ def replay(
         A record that had been synced cannot be read, or records are missing.
     """
     torn: list[_Tail] = []
-    yield from _read(fs, directory, first_file, covered_sequence, files, torn)
+    yield from _read(fs, directory, first_file, covered_sequence, files, torn, rows_at_once)
     for tail in torn:
         logger.warning(
             "wal tail torn, cut: %s offset %d, %d bytes that were never acknowledged",
@@ -379,6 +416,7 @@ def _read(
     covered_sequence: int,
     files: list[ReplayedFile],
     torn: list[_Tail],
+    rows_at_once: int = 1,
 ) -> Iterator[Record]:
     numbers = sorted(
         number for name in fs.names(directory) if (number := filenames.wal_number(name)) is not None
@@ -394,20 +432,25 @@ def _read(
         start = _check_file_header(path, data, number, is_last=is_last)
         if start is None:
             # It was never finished being created, so it is made anew under the same number.
+            torn.append(_Tail(path, 0, len(data)))
             return
         last_sequence = 0
         stop = start
-        for record in read_records(data, start):
-            if expected == 0 and record.sequence > covered_sequence + 1:
+        # A file that was cut between two records looks whole: only the next one can tell.
+        older = directory / filenames.wal_name(number - 1)
+        before = f", perhaps from the end of {older}" if number > first_file else ""
+        for record in read_records(data, start, covered_sequence, rows_at_once):
+            if expected == 0 and record.first_sequence > covered_sequence + 1:
                 raise CorruptionError(
                     str(path),
                     stop,
-                    f"record {record.sequence} follows {covered_sequence}: records are missing",
+                    f"record {record.first_sequence} follows {covered_sequence}: records are missing{before}",
                 )
-            if expected and record.sequence != expected:
+            if expected and record.first_sequence != expected:
                 raise CorruptionError(
-                    str(path), stop, f"record {record.sequence} where {expected} should stand"
+                    str(path), stop, f"record {record.first_sequence} where {expected} should stand{before}"
                 )
+            before = ""
             expected = record.sequence + 1
             last_sequence, stop = record.sequence, record.stop
             if record.sequence > covered_sequence:
@@ -418,7 +461,9 @@ def _read(
         files.append(ReplayedFile(number, last_sequence, stop))
 
 
-def read_records(data: bytes, start: int) -> Iterator[Record]:
+def read_records(
+    data: bytes, start: int, covered_sequence: int = 0, rows_at_once: int = 1
+) -> Iterator[Record]:
     """Read records up to the first that cannot be read.
 
     Parameters
@@ -427,9 +472,15 @@ def read_records(data: bytes, start: int) -> Iterator[Record]:
         A WAL file.
     start : int
         Offset of the first record.
+    covered_sequence : int
+        Of short records that are joined, those up to this one are checked and left out.
+    rows_at_once : int
+        See `replay`.
     """
     while True:
-        record = _read_record(data, start)
+        record = _read_short_records(data, start, covered_sequence, rows_at_once)
+        if record is None:
+            record = _read_record(data, start)
         if record is None:
             return
         yield record
@@ -452,7 +503,8 @@ def _check_file_header(path: Path, data: bytes, number: int, *, is_last: bool) -
             raise CorruptionError(str(path), 16, f"file says that its number is {written_number}")
     if reason is None:
         return size
-    if not is_last or _find_record(data, 0) is not None:
+    # The header is synced before the first record is written, so that a longer file once had a whole one.
+    if not is_last or len(data) > size:
         raise CorruptionError(str(path), 0, reason)
     return None
 
@@ -463,7 +515,9 @@ def _read_record(data: bytes, start: int) -> Record | None:
     if body > len(data):
         return None
     magic, kind, sequence, _, rows, size, payload_checksum, checksum = header.unpack_from(data, start)
-    if magic != format.WAL_RECORD_MAGIC:
+    if magic != format.WAL_RECORD_MAGIC or rows == 0:
+        return None
+    if kind not in (format.RECORD_POINTS, format.RECORD_SERIES):
         return None
     if format.checksum(data[start : body - 8]) != checksum:
         return None
@@ -479,7 +533,48 @@ def _read_record(data: bytes, start: int) -> Record | None:
         series = np.broadcast_to(series, rows).copy()
     timestamp = np.frombuffer(data, np.int64, rows, middle)
     value = np.frombuffer(data, np.float64, rows, middle + 8 * rows)
-    return Record(sequence, Batch(series, timestamp, value), stop)
+    return Record(sequence, Batch(series, timestamp, value), stop, sequence)
+
+
+def _read_short_records(data: bytes, start: int, covered_sequence: int, rows_at_once: int) -> Record | None:
+    """Join the short records that begin at `start`; None when the first is not short, or not whole."""
+    size_at = start + _PAYLOAD_BYTES_OFFSET
+    size = int.from_bytes(data[size_at : size_at + 4], "little")
+    if rows_at_once == 1 or not 0 < size <= records.PAYLOAD_BYTES_MAX:
+        return None
+    series, timestamp, value_bits = (np.empty(rows_at_once, dtype=np.int64) for _ in range(3))
+    bytes_of_file = np.frombuffer(data, np.uint8)
+    count, rows, first_sequence, stop = records.read_short_records(
+        bytes_of_file.ctypes.data,
+        start,
+        len(data),
+        covered_sequence,
+        records.SECRET.ctypes.data,
+        series,
+        timestamp,
+        value_bits,
+    )
+    if not count:
+        return None
+    batch = Batch(series[:rows], timestamp[:rows], value_bits[:rows].view(np.float64))
+    return Record(first_sequence + count - 1, batch, stop, first_sequence)
+
+
+def find_records(data: bytes, start: int) -> Iterator[tuple[int, Record]]:
+    """Find every readable record from `start` on, with its offset, also behind bytes that cannot be read.
+
+    Parameters
+    ----------
+    data : bytes
+        A WAL file.
+    start : int
+        Offset to begin at.
+    """
+    while (found := _find_record(data, start)) is not None:
+        record = _read_record(data, found[0])
+        assert record is not None
+        yield found[0], record
+        start = record.stop
 
 
 def _find_record(data: bytes, start: int) -> tuple[int, int] | None:

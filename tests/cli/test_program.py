@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-COMMANDS = ("serve", "import", "query", "stats", "verify", "warmup")
+COMMANDS = ("serve", "import", "query", "stats", "verify", "backup", "restore", "repair", "warmup")
 
 
 def test_help_lists_the_commands_in_the_order_of_use(omendb: Callable[..., Result]) -> None:

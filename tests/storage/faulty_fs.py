@@ -11,7 +11,7 @@ class FaultyFileSystem:
     """Passes every call on, but raises for the operations that were told to fail.
 
     Operations: ``create``, ``write``, ``sync``, ``truncate``, ``rename``, ``sync_directory``, ``remove``,
-    ``map``. `only` limits a fault to paths that contain the text; `after` lets so many calls through first.
+    ``map``, ``link``. `only` limits a fault to paths that contain the text; `after` lets so many calls through first.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -59,6 +59,10 @@ class FaultyFileSystem:
     def rename(self, source, target):
         self.check("rename", target)
         self._inner.rename(source, target)
+
+    def link(self, source, target):
+        self.check("link", target)
+        self._inner.link(source, target)
 
     def remove(self, path):
         self.check("remove", path)

@@ -38,6 +38,7 @@ def replayed(directory, first_file=1, covered=0):
 def test_replay_returns_what_was_appended(tmp_path_factory, batches, rotations) -> None:
     directory = tmp_path_factory.mktemp("wal")
     wal = Wal(OsFileSystem(), directory, 1, 1)
+    wal.make_file()
     for position, rows in enumerate(batches):
         wal.append(batch_of(rows))
         if position in rotations:

@@ -38,7 +38,20 @@ def test_every_truncation_keeps_the_records_before_it(tmp_path) -> None:
 
         complete = sum(stop <= size for stop in [*starts[1:], len(whole)])
         assert [record[0] for record in records] == list(range(1, complete + 1)), size
-        assert path.stat().st_size in (size, [*starts, len(whole)][complete]), size
+        # A file without a whole header is emptied, and then made anew.
+        header = format.WAL_FILE_HEADER.size
+        kept = [header, *starts[1:], len(whole)][complete] if size >= header else 0
+        assert path.stat().st_size in (size, kept), size
+
+
+def test_a_damaged_header_is_no_file_that_was_never_finished(tmp_path) -> None:
+    write(tmp_path)
+    path = tmp_path / "00000001.wal"
+    for size in (33, 4_096):
+        path.write_bytes(bytes(size))
+        with pytest.raises(CorruptionError, match="file header") as error:
+            replayed(tmp_path)
+        assert error.value.path == str(path)
 
 
 def test_every_flipped_byte_of_synced_records_is_noticed(tmp_path) -> None:
