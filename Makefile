@@ -2,6 +2,7 @@
 # make test   install, then every check: format, lint, types, layers, tests
 # make lint   the checks without the tests
 # make bench  the benchmarks of perf/, on this machine
+# make soak   the long form of the fault tests; ARGS="--minutes 60 --seed 1" (ten minutes by default)
 # make clean  remove what the other targets have made; not the data
 #
 # Needs Python 3.11 or newer and make. PYTHON=python3.13 takes another Python, ARGS="--port 3001" goes to
@@ -15,7 +16,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-instal
 # Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
 CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
 
-.PHONY: run install test lint test-kernels packages bench clean
+.PHONY: run install test lint test-kernels packages bench soak clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
@@ -43,6 +44,9 @@ test-kernels: $(INSTALLED)
 bench: $(INSTALLED) packages
 	$(BIN)/python perf/kernels.py
 	$(BIN)/python perf/http.py
+
+soak: $(INSTALLED) packages
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

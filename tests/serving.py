@@ -17,7 +17,7 @@ import orjson
 import urllib3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 PROGRAM = str(Path(sys.executable).with_name("omendb"))
 
@@ -80,8 +80,11 @@ def start_server(
     *options: str,
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
     """Start a server, wait until it is ready, and end it afterwards.
+
+    `prefix` is a command that runs the server in its own process, such as ``strace -D``.
 
     Raises
     ------
@@ -94,6 +97,7 @@ def start_server(
     with log.open("ab") as output:
         process = subprocess.Popen(
             [
+                *prefix,
                 PROGRAM,
                 "serve",
                 f"--data-dir={data_dir}",

@@ -7,6 +7,7 @@ what it checked, so that a test can tell that it checked something.
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,3 +179,26 @@ def read_all(store) -> dict[tuple[int, int], float]:
         keys = zip(chunk.series_id.tolist(), chunk.timestamp.tolist(), strict=True)
         rows.update(zip(keys, chunk.value.tolist(), strict=True))
     return rows
+
+
+def soak(seed: int, seconds: float) -> dict[str, int]:
+    """Crash seeded runs until the time is over.
+
+    Returns
+    -------
+    dict
+        Numbers of runs, crash points and images.
+
+    Raises
+    ------
+    LostDataError
+    """
+    print(f"crash points: seed {seed}", flush=True)
+    counts = {"runs": 0, "crash_points": 0, "images": 0}
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        run = Run(seed + counts["runs"], random_images=40, steps=30, nested=0.03).run()
+        counts["runs"] += 1
+        counts["crash_points"] += run.points
+        counts["images"] += run.images
+    return counts

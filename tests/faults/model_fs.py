@@ -62,18 +62,23 @@ class ModelFileSystem:
         self.on_operation: Callable[[str], None] | None = None
         self.broken: set[str] = set()
         self.directories: set[Path] = {Path("/")}
+        self._durable_directories: set[Path] = {Path("/")}
         self._names: dict[Path, _Inode] = {}
         self._durable: dict[Path, _Inode] = {}
-        # Changes of names that are not durable: (directory, removed name or None, added name or None, file).
-        self._pending: list[tuple[Path, Path | None, Path | None, _Inode | None]] = []
+        # Changes of names that are not durable: (directory, removed name or None, added name or None, file);
+        # two names without a file: a directory has moved, with everything in it.
+        self._pending: list[_Change] = []
 
     # The interface.
 
     def make_directory(self, path: Path) -> None:
+        # Durable at once, as the operating system's one is before it returns.
         self.directories |= {path, *path.parents}
+        self._durable_directories |= {path, *path.parents}
 
     def names(self, path: Path) -> list[str]:
-        return sorted(name.name for name in self._names if name.parent == path)
+        there = [*self._names, *self.directories]
+        return sorted(name.name for name in there if name.parent == path and name != path)
 
     def exists(self, path: Path) -> bool:
         return path in self._names or path in self.directories
@@ -100,11 +105,31 @@ class ModelFileSystem:
         return ModelMap(bytes(self._find(path).content))
 
     def rename(self, source: Path, target: Path) -> None:
+        if source in self.directories:
+            self._move(self._names, self.directories, source, target)
+            self._pending.append((target.parent, source, target, None))
+            self._done("rename", target)
+            return
         inode = self._find(source)
         del self._names[source]
         self._names[target] = inode
         self._pending.append((target.parent, source, target, inode))
         self._done("rename", target)
+
+    def link(self, source: Path, target: Path) -> None:
+        if target in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        inode = self._find(source)
+        self._names[target] = inode
+        self._pending.append((target.parent, None, target, inode))
+        self._done("link", target)
+
+    def remove_directory(self, path: Path) -> None:
+        if self.names(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        self.directories.discard(path)
+        # A crash may bring it back, empty or with what was in it: on the durable side it stays.
+        self._done("remove_directory", path)
 
     def remove(self, path: Path) -> None:
         self._find(path)
@@ -114,10 +139,17 @@ class ModelFileSystem:
 
     def sync_directory(self, path: Path) -> None:
         if not self._is_broken("sync_directory", path):
+            left = []
             for change in self._pending:
-                if change[0] == path:
-                    _apply(self._durable, change)
-            self._pending = [change for change in self._pending if change[0] != path]
+                if change[0] != path:
+                    left.append(change)
+                    continue
+                _apply(self._durable, self._durable_directories, change)
+                _, removed, added, inode = change
+                if removed is not None and added is not None and inode is None:
+                    # What is not durable inside of a directory that has moved is to be found there.
+                    left = [_moved_change(earlier, removed, added) for earlier in left]
+            self._pending = left
         self._done("sync_directory", path)
 
     def free_bytes(self, path: Path) -> int:
@@ -173,11 +205,12 @@ class ModelFileSystem:
         self, chosen: set[int], writes: list[tuple[_Inode, int]], tear: random.Random | None
     ) -> ModelFileSystem:
         image = ModelFileSystem()
-        image.directories = set(self.directories)
+        image.directories = set(self._durable_directories)
         durable = dict(self._durable)
         for number, change in enumerate(self._pending):
             if number in chosen:
-                _apply(durable, change)
+                _apply(durable, image.directories, change)
+        image._durable_directories = set(image.directories)
         kept: dict[int, list[int]] = {}
         for number, (inode, at) in enumerate(writes, len(self._pending)):
             if number in chosen:
@@ -188,6 +221,14 @@ class ModelFileSystem:
                 copies[id(inode)] = _Inode(_content(inode, kept.get(id(inode), []), tear))
             image._names[path] = image._durable[path] = copies[id(inode)]
         return image
+
+    @staticmethod
+    def _move(names: dict[Path, _Inode], directories: set[Path], source: Path, target: Path) -> None:
+        for path in [path for path in names if source in path.parents]:
+            names[target / path.relative_to(source)] = names.pop(path)
+        for path in [path for path in directories if path == source or source in path.parents]:
+            directories.discard(path)
+            directories.add(target / path.relative_to(source))
 
     def _find(self, path: Path) -> _Inode:
         inode = self._names.get(path)
@@ -205,8 +246,26 @@ class ModelFileSystem:
             self.on_operation(f"{operation} {path}")
 
 
-def _apply(names: dict[Path, _Inode], change: tuple[Path, Path | None, Path | None, _Inode | None]) -> None:
+_Change = tuple[Path, Path | None, Path | None, _Inode | None]
+
+
+def _moved_change(change: _Change, source: Path, target: Path) -> _Change:
+    """Put a change inside of a directory where that directory is now."""
+
+    def moved(path: Path | None) -> Path | None:
+        if path is not None and (path == source or source in path.parents):
+            return target / path.relative_to(source)
+        return path
+
+    directory, removed, added, inode = change
+    return moved(directory) or directory, moved(removed), moved(added), inode
+
+
+def _apply(names: dict[Path, _Inode], directories: set[Path], change: _Change) -> None:
     _, removed, added, inode = change
+    if removed is not None and added is not None and inode is None:
+        ModelFileSystem._move(names, directories, removed, added)
+        return
     if removed is not None:
         names.pop(removed, None)
     if added is not None and inode is not None:

@@ -1,36 +1,39 @@
 """The long form of the fault tests: ``make soak``, or ``python -m tests.faults.soak --help``.
 
-Prints its seed first; the same seed makes the same run.
+Every part is seeded: the seed is printed first, and the same seed makes the same choices. A part that finds
+something ends the run with its message, which says how to replay it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import logging
 import secrets
 import sys
 import time
 
-from tests.faults.crash import Run
+PARTS = ("crash", "killing", "syscalls", "power", "damage", "backups", "history", "fuzz", "hostile")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, default=30, help="steps of one run")
-    arguments = parser.parse_args()
+    parser.add_argument("--minutes", type=float, default=10.0, help="of all parts together")
+    options = parser.parse_args()
+    parts = options.parts or PARTS
+    for name in set(parts) - set(PARTS):
+        parser.error(f"{name} is none of {', '.join(PARTS)}")
     logging.disable(logging.CRITICAL)
-    print(f"seed {arguments.seed}", flush=True)
-    started = reported = time.monotonic()
-    images = points = runs = 0
-    while time.monotonic() - started < 60 * arguments.minutes:
-        run = Run(arguments.seed + runs, random_images=40, steps=arguments.steps, nested=0.03).run()
-        runs, points, images = runs + 1, points + run.points, images + run.images
-        if time.monotonic() - reported > 10:
-            reported = time.monotonic()
-            print(f"{runs} runs, {points} crash points, {images} images, nothing lost", flush=True)
-    print(f"{runs} runs, {points} crash points, {images} images, nothing lost")
+    print(f"seed {options.seed}", flush=True)
+    for name in parts:
+        started = time.monotonic()
+        part = importlib.import_module(f"tests.faults.{name}")
+        counts = part.soak(options.seed, 60 * options.minutes / len(parts))
+        print(f"{name}: {time.monotonic() - started:.0f} s, {json.dumps(counts)}", flush=True)
+    print("nothing lost, nothing wrong")
     return 0
 
 

@@ -1,0 +1,291 @@
+"""Power losses under an engine that works: what was acknowledged is there afterwards, and nothing else.
+
+One seed decides what is inserted; where the power goes depends on the machine's timing, so an image that
+fails is kept, and named with its seed. Two kinds of disk: `lossy_fuse` forgets what was not synced, at the
+level of files; `block_log` does so at the level of blocks, under a real ext4.
+
+`soak` runs both for a time: ``python -m tests.faults.power --minutes 10 --seed 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import omendb
+from omendb.config import Settings
+from omendb.errors import OmenError
+from omendb.storage.fs import OsFileSystem
+from omendb.storage.recovery import open_store
+from tests.faults import block_log
+from tests.faults.crash import LostDataError, read_all
+from tests.faults.mounts import mounted_fuse, mounted_image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from omendb.model import Batch
+
+LOSSY = "tests.faults.lossy_fuse"
+RETRAIN_THRESHOLD = 1_000
+CHILD_SECONDS = 60  # a limit against hanging
+
+
+def batch(seed: int, number: int) -> Batch:
+    """Return the rows of one insert; keys come again, so that order shows."""
+    rng = np.random.default_rng((seed, number))
+    count = int(rng.choice([1, 7, 60, 500]))
+    return omendb.model.make_batch(
+        rng.integers(0, 5, count), rng.integers(0, 400, count), rng.integers(0, 1 << 20, count) / 4
+    )
+
+
+class Expected:
+    """What the store holds after so many inserts."""
+
+    def __init__(self, seed: int) -> None:
+        self.count = 0
+        self.rows: dict[tuple[int, int], float] = {}
+        self._seed = seed
+
+    def advance(self, count: int) -> dict[tuple[int, int], float]:
+        """Return the rows after `count` inserts, from the first again when it was further already."""
+        if count < self.count:
+            self.count, self.rows = 0, {}
+        while self.count < count:
+            rows = batch(self._seed, self.count)
+            keys = zip(rows.series_id.tolist(), rows.timestamp.tolist(), strict=True)
+            self.rows.update(zip(keys, rows.value.tolist(), strict=True))
+            self.count += 1
+        return self.rows
+
+
+def check(directory: Path, expected: Expected, acknowledged: int, what: str) -> tuple[int, int]:
+    """Recover a store and compare it with what was acknowledged.
+
+    Returns
+    -------
+    tuple of int
+        Inserts and rows that are there.
+
+    Raises
+    ------
+    LostDataError
+    """
+    if acknowledged == 0 and not (directory / "MANIFEST").exists():
+        return 0, 0  # the power went during the first start; whatever is there is checked by the next one
+    try:
+        store, _ = open_store(OsFileSystem(), directory, Settings(max_error=8))
+        rows = read_all(store)
+        store.wal.close()
+        store.release()
+    except (OmenError, OSError, AssertionError) as error:
+        raise LostDataError(f"{what}: cannot be recovered: {error}") from error
+    # The insert under way may be there or not, but as a whole.
+    for count in (acknowledged, acknowledged + 1):
+        if rows == expected.advance(count):
+            return count, len(rows)
+    wanted = expected.advance(acknowledged)
+    wrong = [key for key, value in wanted.items() if rows.get(key) != value]
+    raise LostDataError(
+        f"{what}: of {len(wanted)} acknowledged rows {len(wrong)} are missing or wrong, e.g. {wrong[:3]}; "
+        f"{len(rows)} rows are there"
+    )
+
+
+@contextlib.contextmanager
+def inserting(
+    mount: Path, seed: int, first: int, database: Path, count: int, bug: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the child that inserts from number `first` on and acknowledges on the mount.
+
+    `bug` plants one: the name of a function of `os` that does nothing then.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.power", "child"]
+        + [str(item) for item in (mount, database, seed, first, count, bug)],
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait(30)
+
+
+def child(mount: Path, database: Path, seed: int, first: int, count: int, bug: str) -> None:
+    """Insert, acknowledge, and have everything that the engine does done in between."""
+    if bug:
+        setattr(os, bug, lambda _descriptor: None)
+    logging.disable(logging.CRITICAL)
+    chooser = random.Random(seed + first)
+    answers = os.open(mount / "ack", os.O_WRONLY | os.O_CREAT)
+    number = first
+    while number < first + count:
+        with omendb.open(database, retrain_threshold=RETRAIN_THRESHOLD, max_error=8) as db:
+            for _ in range(chooser.randrange(20, 120)):
+                rows = batch(seed, number)
+                db.insert(rows.series_id, rows.timestamp, rows.value)
+                number += 1
+                os.pwrite(answers, number.to_bytes(8, "little"), 0)
+                choice = chooser.random()
+                if choice < 0.03:
+                    db.flush()
+                elif choice < 0.05:
+                    db.gc()
+                elif choice < 0.06:
+                    db.retrain()
+                if number >= first + count:
+                    break
+    os.close(answers)
+
+
+def lose_power(
+    directory: Path, seed: int, *, rounds: int = 2, inserts: int = 60, every: int = 12, bug: str = ""
+) -> dict[str, int]:
+    """Lose the power of a lossy file system many times, and go on with one of the images each round.
+
+    Raises
+    ------
+    LostDataError
+    """
+    counts = {"power_images": 0, "power_rows": 0, "power_unsynced": 0}
+    chooser = random.Random(seed)
+    expected = Expected(seed)
+    base: Path | None = None
+    done = 0
+    for round_number in range(rounds):
+        mount, images = directory / "mount", directory / f"images{round_number}"
+        arguments = [] if base is None else [str(base), str(done)]
+        with mounted_fuse(LOSSY, mount, *arguments) as fuse:
+            fuse.ask("images", directory=str(images), seed=chooser.getrandbits(30), every=every)
+            with inserting(mount, seed, done, mount / "db", inserts, bug) as process:
+                # Some rounds are cut off by a killed process as well, some run to their end.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(chooser.choice([1.5, CHILD_SECONDS]))
+                if process.poll() is None:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait(30)
+                else:
+                    assert process.returncode == 0, f"seed {seed}: the child ended with {process.returncode}"
+            last = fuse.ask("image", directory=str(images / "last"), seed=chooser.getrandbits(30) + 2)
+            taken = [*fuse.ask("images", directory=str(images), seed=0)["images"], last]
+        going_on = chooser.choice([image for image in taken if image["acknowledged"]] or taken)
+        for image in taken:
+            what = f"seed {seed}, round {round_number}, image {image}"
+            place = Path(image["directory"])
+            if image is going_on:
+                base = directory / f"base{round_number}"
+                shutil.copytree(place, base)
+            if not (place / "db").is_dir():
+                if image["acknowledged"]:
+                    raise LostDataError(f"{what}: the data directory is missing")
+                continue
+            there, rows = check(place / "db", expected, image["acknowledged"], what)
+            if image is going_on:
+                done = there
+            counts["power_images"] += 1
+            counts["power_rows"] += rows
+            counts["power_unsynced"] += image["unsynced_files"] > 0 or image["lost_names"] > 0
+            shutil.rmtree(place)
+    return counts
+
+
+def lose_blocks(
+    directory: Path,
+    seed: int,
+    *,
+    inserts: int = 40,
+    images: int = 10,
+    size_mib: int = 16,
+    block_bytes: int = 1024,
+    bug: str = "",
+) -> dict[str, int]:
+    """Lose the power of a disk with an ext4 on it, at the level of its blocks.
+
+    Raises
+    ------
+    LostDataError
+    """
+    expected = Expected(seed)
+    chooser = random.Random(seed)
+    log = directory / "blocks.log"
+    empty = directory / "empty.img"
+    block_log.make_image(empty, size_mib, block_bytes)
+    with (
+        mounted_fuse("tests.faults.block_log", directory / "host", str(empty), str(log)) as host,
+        mounted_image(host.directory / "disk.img", directory / "mount") as mount,
+        inserting(host.directory, seed, 0, mount / "db", inserts, bug) as process,
+    ):
+        process.wait(CHILD_SECONDS)
+        assert process.returncode == 0, f"seed {seed}: the child ended with {process.returncode}"
+    counts = {"block_images": 0, "block_rows": 0, "block_writes": 0, "block_flushes": 0}
+    entries = block_log.read(log)
+    counts["block_writes"] = sum(entry.kind == block_log.WRITE for entry in entries)
+    counts["block_flushes"] = sum(entry.kind == block_log.FLUSH for entry in entries)
+    for image in block_log.images(empty, entries, chooser, images):
+        what = f"seed {seed}, {block_bytes}-byte blocks, {image.name}"
+        copy = directory / "crash.img"
+        copy.write_bytes(image.content)
+        with mounted_image(copy, directory / "crash") as crashed:
+            if (crashed / "db").is_dir():
+                _, rows = check(crashed / "db", expected, image.acknowledged, what)
+                counts["block_rows"] += rows
+            elif image.acknowledged:
+                raise LostDataError(f"{what}: the data directory is missing")
+        counts["block_images"] += 1
+    return counts
+
+
+def soak(seed: int, seconds: float) -> dict[str, int]:
+    """Lose power until the time is over.
+
+    Raises
+    ------
+    LostDataError
+    """
+    print(f"power: seed {seed}", flush=True)
+    counts: dict[str, int] = {}
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
+            done = lose_power(Path(directory), seed, rounds=4, inserts=300, every=25)
+        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
+            block_bytes = [1024, 4096][seed % 2]
+            done |= lose_blocks(
+                Path(directory), seed, inserts=150, images=40, size_mib=32, block_bytes=block_bytes
+            )
+        counts = {name: counts.get(name, 0) + count for name, count in done.items()}
+        seed += 1
+    return counts
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["child"]:
+        mount, database, seed, first, count, bug = sys.argv[2:]
+        child(Path(mount), Path(database), int(seed), int(first), int(count), bug)
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    print(soak(arguments.seed, 60 * arguments.minutes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
