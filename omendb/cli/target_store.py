@@ -67,7 +67,8 @@ class StoreTarget:
             count = sum(rows.count for rows in scan.chunks())
         if form == "json":
             return encode.stream_rows(scan, count, CHUNK_ROWS)
-        return encode.stream_columns(scan, question.columns[2:], count, CHUNK_ROWS)
+        names = None if question.step is None else question.agg
+        return encode.stream_columns(scan, names, count, CHUNK_ROWS)
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of the store."""
