@@ -48,11 +48,10 @@ from omendb.storage.recovery import open_store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from omendb.storage.store import Store
-
 SERIES = 1_000
 FIRST_TIMESTAMP = 1_700_000_000_000
 READY_SECONDS = 300
+_BLOCK_ROWS = 65_536
 
 
 class _UnsyncedFileSystem(OsFileSystem):
@@ -94,34 +93,35 @@ class Result:
 def batches(first: int, rows: int, rows_each: int) -> Iterator[Batch]:
     """Make rows of all series in order of time, `rows_each` in a batch."""
     rng = np.random.default_rng(first)
-    for start in range(first, first + rows, rows_each):
-        number = np.arange(start, min(start + rows_each, first + rows))
+    block = max(_BLOCK_ROWS // rows_each, 1) * rows_each
+    for begin in range(first, first + rows, block):
+        number = np.arange(begin, min(begin + block, first + rows))
         timestamp = FIRST_TIMESTAMP + number // SERIES * 1_000
-        yield Batch(number % SERIES, timestamp, np.round(rng.normal(20, 5, len(number)), 2))
-
-
-def insert(store: Store, rows: Iterator[Batch]) -> None:
-    """Insert as the engine does: memtables freeze when they are full."""
-    for batch in rows:
-        store.apply(batch, store.append(batch))
-        if store.snapshot.active.rows >= store.settings.retrain_threshold:
-            store.freeze()
+        columns = number % SERIES, timestamp, np.round(rng.normal(20, 5, len(number)), 2)
+        for start in range(0, len(number), rows_each):
+            yield Batch(*(column[start : start + rows_each] for column in columns))
 
 
 def make_store(directory: Path, segment_rows: int, log_rows: int, record_rows: int) -> None:
     """Fill a data directory and leave it as a crash does."""
     store, _ = open_store(_UnsyncedFileSystem(), directory, Settings())
-    done = 0
-    while done < segment_rows:
-        count = min(1_000_000, segment_rows - done)
-        insert(store, batches(done, count, 65_536))
+    threshold = store.settings.retrain_threshold
+    for begin in range(0, segment_rows, threshold):
+        for batch in batches(begin, min(threshold, segment_rows - begin), _BLOCK_ROWS):
+            store.apply(batch, store.append(batch))
         store.freeze()
         while store.flush_oldest() is not None:
             pass
-        done += count
     while store.compact() is not None:
         pass
-    insert(store, batches(segment_rows, log_rows, record_rows))
+    rows = 0
+    for batch in batches(segment_rows, log_rows, record_rows):
+        store.append(batch)
+        rows += len(batch.timestamp)
+        if rows >= threshold:
+            # A new file for each memtable, as when one is frozen.
+            store.wal.rotate()
+            rows = 0
     store.wal.close()
     store.release()
 

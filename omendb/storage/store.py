@@ -31,7 +31,7 @@ from omendb.storage.segment_writer import write_index, write_segment
 from omendb.storage.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
     from omendb.config import Settings
@@ -447,7 +447,7 @@ class Store:
             raise CorruptionError(str(self.data_directory), 0, f"just written: {error}") from error
 
     @contextlib.contextmanager
-    def _kept_only_when_named(self, entries: list[SegmentEntry]) -> Iterator[None]:
+    def _kept_only_when_named(self, entries: list[SegmentEntry]) -> Generator[None]:
         """Remove what was written when the manifest does not come to name it: a full disk stays no fuller."""
         try:
             yield

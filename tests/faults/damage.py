@@ -271,7 +271,7 @@ def read_windows(store: Store) -> dict[tuple[int, int], int]:
 
 
 def make_victim(directory: Path, rows: int, seed: int, *, records: int = 6, series: int = 4) -> Victim:
-    """Fill a store: three flushes with overlapping keys, then a log of two files with records of all kinds."""
+    """Fill a store: two flushes with overlapping keys, then a log of two files with records of all kinds."""
     rng = np.random.default_rng(seed)
     store, _ = open_store(
         FILES, directory, SETTINGS, partition_rows=10 * rows, segment_rows_max=max(rows // 2, 1)
@@ -288,7 +288,7 @@ def make_victim(directory: Path, rows: int, seed: int, *, records: int = 6, seri
         history.append(batch)
         ends.append(store.wal._file.offset)
 
-    for _ in range(3):
+    for _ in range(2):
         insert(rows)
         store.freeze()
         while store.flush_oldest() is not None:

@@ -45,8 +45,13 @@ BIG_SERIES, BIG_ROWS = 10, 300_000
 
 NORMAL_SERIES, LEAVER_SERIES, POISON_SERIES = 1, 3, 666
 
-MEMORY_SPARE_BYTES = 64 << 20
+MEMORY_SPARE_BYTES = 96 << 20
 """How much more the server may hold after an attack than before: allocators keep some."""
+
+SOAK_MEMORY_SPARE_BYTES = 256 << 20
+"""The same after any number of attacks. What granian's allocator keeps of 10,000 connections grows for
+twenty attacks and no more: 170 MiB, measured over a hundred. A kilobyte lost of each connection would be
+found after 260,000 of them."""
 
 FILES_OPEN_SPARE = 32
 
@@ -600,7 +605,7 @@ def soak(seed: int, seconds: float) -> dict[str, int]:
         server.post("/admin/gc")
         growth = anonymous_bytes(pid) - memory
         counts["memory_growth_kib"] = growth // 1024
-        assert growth <= MEMORY_SPARE_BYTES, counts
+        assert growth <= SOAK_MEMORY_SPARE_BYTES, counts
         log = server.log.read_text()
     assert "ERROR" not in log, log
     assert "Traceback" not in log, log

@@ -52,7 +52,7 @@ def test_the_victim_is_whole_and_has_files_of_all_kinds(small) -> None:
     assert small.damage({}, "nothing") == RIGHT
     assert len(small.names(".parquet")) > 3
     assert len(small.names(".wal")) > 1
-    assert len(small.table(0).value) > 80
+    assert len(small.table(0).value) > 60
     assert not small.table(1).same(small.table(0))
 
 
@@ -131,7 +131,7 @@ def test_random_damage_to_stores_of_several_sizes(tmp_path) -> None:
             random_damage(victim, rng)
         assert victim.counts[REFUSED] > times // 4
         assert victim.counts[MENDED] > 0
-    assert sum(map(len, victim.files.values())) > 5_000_000
+    assert sum(map(len, victim.files.values())) > 3_000_000
 
 
 @pytest.mark.parametrize("place", ["head", "middle", "tail"])

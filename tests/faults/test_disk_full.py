@@ -388,3 +388,18 @@ def test_failed_flushes_are_logged_once_and_a_request_does_not_wait_for_the_next
         fs.heal()
         engine.flush()
         assert any("flush works again" in record.getMessage() for record in caplog.records)
+
+
+def test_a_merge_of_our_own_accord_leaves_the_last_space_to_inserts(tmp_path) -> None:
+    engine, fs = open_faulty(tmp_path)
+    fs.free_bytes = lambda _path: 0  # type: ignore[attr-defined]
+    with engine:
+        for start in range(0, 2_000, 100):
+            engine.insert(1, np.arange(start, start + 100), np.zeros(100))
+            engine.flush()
+        with pytest.raises(OSError, match=r"a merge needs \d+ bytes"):
+            engine._store.compact()  # type: ignore[union-attr]
+        assert engine.stats().segments == 20
+        engine.gc()  # whoever asks for it gets it
+        assert engine.stats().segments == 1
+        assert engine.query().count == 2_000

@@ -33,21 +33,19 @@ KEYS = GROUP_SERIES * GROUP_TIMESTAMPS
 
 def test_threads_in_this_process(tmp_path) -> None:
     with engine_client(tmp_path / "db") as client:
-        history = run(client, 1, 5)
+        history = run(client, 1, 4)
 
     check(history)
-    assert len(history.writes) > 50
-    assert len(history.reads) > 50
+    assert min(len(history.writes), len(history.reads)) > 20
     assert min(len(history.scans), history.maintenance) > 0
 
 
 def test_threads_over_http(tmp_path) -> None:
     with http_client(tmp_path / "db") as client:
-        history = run(client, 2, 5)
+        history = run(client, 2, 4)
 
     check(history)
-    assert len(history.writes) > 50
-    assert len(history.reads) > 50
+    assert min(len(history.writes), len(history.reads)) > 20
     assert min(len(history.scans), history.maintenance) > 0
 
 
@@ -129,7 +127,7 @@ def test_bad_scans_are_found(rule, scan) -> None:
 def history_with(tmp_path, plant) -> History:
     with engine_client(tmp_path / "db") as client:
         plant(client.engine._store)
-        return run(client, 3, 2)
+        return run(client, 3, 1.5)
 
 
 def test_an_answer_before_the_rows_are_visible_is_found(tmp_path) -> None:
@@ -180,7 +178,7 @@ def test_a_view_that_lags_behind_is_found(tmp_path) -> None:
             return kept[series[0]] if before is None else before
 
         client.values = values_of_before  # type: ignore[method-assign]
-        history = run(client, 4, 2)
+        history = run(client, 4, 1)
 
     with pytest.raises(ViolationError, match=r"not fresh|not forward"):
         check(history)
