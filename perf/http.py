@@ -50,9 +50,9 @@ READY_SECONDS = 300
 
 ROWS_PER_REQUEST = {
     "insert_one": 1,
-    "insert_array_100": 100,
+    "insert_array_64": 64,
+    "insert_columns_64": 64,
     "insert_array_1000": 1_000,
-    "insert_columns_100": 100,
     "insert_columns_1000": 1_000,
     "range_100": 100,
     "range_1000": 1_000,

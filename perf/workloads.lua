@@ -77,7 +77,7 @@ local function insert_columns(state, batch_rows)
   end
 end
 
-for _, batch_rows in ipairs({ 100, 1000 }) do
+for _, batch_rows in ipairs({ 64, 1000 }) do
   workloads["insert_array_" .. batch_rows] = function(state)
     return insert_array(state, batch_rows)
   end
