@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def engine() -> Iterator[FakeEngine]:
-    engine = FakeEngine(Settings(max_body_bytes=200_000, body_timeout_ms=100))
+    engine = FakeEngine(Settings(max_body_bytes=200_000, body_timeout_ms=1_000))
     engine.start()
     yield engine
     for event in (engine.may_start, engine.may_commit, engine.may_admin):
