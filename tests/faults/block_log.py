@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mfusepy
 
@@ -56,9 +56,30 @@ class LoggedDisk(mfusepy.Operations):
         self._disk = bytearray(empty.read_bytes())
         self._log = log.open("wb")
         self._acknowledged = 0
+        self._writes = 0
+        self._hits = 0
+        self._fault: dict[str, Any] | None = None
 
-    def command(self, request: dict[str, object]) -> dict[str, object]:
-        return {"acknowledged": self._acknowledged}
+    def command(self, request: dict[str, Any]) -> dict[str, int]:
+        """Do what the standard input says: ``fail`` makes writes fail from the `after`-th from now on."""
+        with self._lock:
+            if request["command"] == "fail":
+                self._fault = {**request, "at": self._writes + int(request["after"])}
+            return {"acknowledged": self._acknowledged, "writes": self._writes, "hits": self._hits}
+
+    def _failing(self, data: bytes) -> int | None:
+        """Return how many bytes of this write are taken; None when all are.
+
+        A disk that fails says EIO. One that lies takes a part and says so, which a loop device reports as
+        success (``lo_complete_rq`` of Linux' drivers/block/loop.c ends a short write without an error).
+        """
+        self._writes += 1
+        if self._fault is None or self._writes <= self._fault["at"]:
+            return None
+        self._hits += 1
+        if self._fault["lie"] and len(data) > 1:
+            return len(data) // 2
+        raise mfusepy.FuseOSError(errno.EIO)
 
     def _append(self, kind: int, offset: int, data: bytes = b"") -> None:
         self._log.write(_HEAD.pack(kind, offset, len(data)) + data)
@@ -87,9 +108,12 @@ class LoggedDisk(mfusepy.Operations):
             if path == "/ack":
                 self._acknowledged = int.from_bytes(data, "little")
                 self._append(ACKNOWLEDGED, self._acknowledged)
-            else:
-                put(self._disk, offset, data)
-                self._append(WRITE, offset, data)
+                return len(data)
+            taken = self._failing(data)
+            if taken is not None:
+                data = data[:taken]
+            put(self._disk, offset, data)
+            self._append(WRITE, offset, data)
         return len(data)
 
     def truncate(self, path, length, fh=None):
@@ -117,6 +141,18 @@ def read(log: Path) -> list[Entry]:
         entries.append(Entry(kind, offset, data[at : at + size]))
         at += size
     return entries
+
+
+def final(empty: Path, entries: list[Entry]) -> Image:
+    """Return the disk with every write that it took, and what had been acknowledged in the end."""
+    content = bytearray(empty.read_bytes())
+    acknowledged = 0
+    for entry in entries:
+        if entry.kind == WRITE:
+            put(content, entry.offset, entry.data)
+        elif entry.kind == ACKNOWLEDGED:
+            acknowledged = entry.offset
+    return Image("all that the disk took", bytes(content), acknowledged)
 
 
 def images(empty: Path, entries: list[Entry], chooser: random.Random, count: int) -> Iterator[Image]:

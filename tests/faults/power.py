@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 LOSSY = "tests.faults.lossy_fuse"
 RETRAIN_THRESHOLD = 1_000
 CHILD_SECONDS = 60  # a limit against hanging
+FAILED = 3  # the child's exit status when an insert was refused
 
 
 def batch(seed: int, number: int) -> Batch:
@@ -138,16 +139,21 @@ def child(mount: Path, database: Path, seed: int, first: int, count: int, bug: s
         with omendb.open(database, retrain_threshold=RETRAIN_THRESHOLD, max_error=8) as db:
             for _ in range(chooser.randrange(20, 120)):
                 rows = batch(seed, number)
-                db.insert(rows.series_id, rows.timestamp, rows.value)
+                try:
+                    db.insert(rows.series_id, rows.timestamp, rows.value)
+                except OmenError:
+                    os._exit(FAILED)
                 number += 1
                 os.pwrite(answers, number.to_bytes(8, "little"), 0)
                 choice = chooser.random()
-                if choice < 0.03:
-                    db.flush()
-                elif choice < 0.05:
-                    db.gc()
-                elif choice < 0.06:
-                    db.retrain()
+                # On a disk that fails these fail too; what counts is what is acknowledged after it.
+                with contextlib.suppress(OmenError):
+                    if choice < 0.03:
+                        db.flush()
+                    elif choice < 0.05:
+                        db.gc()
+                    elif choice < 0.06:
+                        db.retrain()
                 if number >= first + count:
                     break
     os.close(answers)
@@ -250,6 +256,58 @@ def lose_blocks(
     return counts
 
 
+def fail_device(
+    directory: Path, seed: int, *, block_bytes: int = 1024, lie: bool = False, size_mib: int = 16
+) -> dict[str, int]:
+    """Let a disk under an ext4 fail from some write on, and read what it holds in a new life.
+
+    With `lie` the disk takes half of each write and calls that a success, as a loop device does when the file
+    below it is cut short: nothing that runs above can notice.
+
+    Raises
+    ------
+    LostDataError
+    """
+    chooser = random.Random(seed)
+    log = directory / "blocks.log"
+    empty = directory / "empty.img"
+    block_log.make_image(empty, size_mib, block_bytes)
+    with (
+        mounted_fuse("tests.faults.block_log", directory / "host", str(empty), str(log)) as host,
+        mounted_image(host.directory / "disk.img", directory / "mount") as mount,
+    ):
+        keep_writes_whole(host.directory / "disk.img")
+        with inserting(host.directory, seed, 0, mount / "db", 100_000) as process:
+            while host.ask("count")["acknowledged"] < 10:
+                assert process.poll() is None, f"seed {seed}: the child ended with {process.returncode}"
+                time.sleep(0.02)
+            host.ask("fail", after=chooser.randrange(200), lie=lie)
+            process.wait(CHILD_SECONDS)
+            # Under a lie it may end because it cannot read what it has written.
+            expected = (FAILED, 1) if lie else (FAILED,)
+            assert process.returncode in expected, f"seed {seed}: the child ended with {process.returncode}"
+        hits = host.ask("count")["hits"]
+    image = block_log.final(empty, block_log.read(log))
+    copy = directory / "after.img"
+    copy.write_bytes(image.content)
+    what = f"seed {seed}, {block_bytes}-byte blocks, a disk that fails"
+    try:
+        with mounted_image(copy, directory / "after") as after:
+            _, rows = check(after / "db", Expected(seed), image.acknowledged, what)
+    except AssertionError as error:
+        raise LostDataError(f"{what}: its file system cannot be mounted: {error}") from error
+    return {"failed_disks": 1, "failed_disk_rows": rows, "failed_disk_writes": hits}
+
+
+def keep_writes_whole(file: Path) -> None:
+    """Bound the requests of the loop device of `file`: FUSE would cut longer ones, and then it lies."""
+    for found in Path("/sys/block").glob("loop*/loop/backing_file"):
+        if found.read_text().strip() == str(file):
+            (found.parents[1] / "queue" / "max_sectors_kb").write_text("64")
+            return
+    raise AssertionError(f"no loop device has {file}")
+
+
 def soak(seed: int, seconds: float) -> dict[str, int]:
     """Lose power until the time is over.
 
@@ -268,6 +326,8 @@ def soak(seed: int, seconds: float) -> dict[str, int]:
             done |= lose_blocks(
                 Path(directory), seed, inserts=150, images=40, size_mib=32, block_bytes=block_bytes
             )
+        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
+            done |= fail_device(Path(directory), seed, block_bytes=block_bytes)
         counts = {name: counts.get(name, 0) + count for name, count in done.items()}
         seed += 1
     return counts
