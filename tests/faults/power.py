@@ -27,7 +27,7 @@ import numpy as np
 
 import omendb
 from omendb.config import Settings
-from omendb.errors import OmenError
+from omendb.errors import CorruptionError, OmenError
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
 from tests.faults import block_log
@@ -37,12 +37,13 @@ from tests.faults.mounts import mounted_fuse, mounted_image
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from omendb.engine import Engine
     from omendb.model import Batch
 
 LOSSY = "tests.faults.lossy_fuse"
 RETRAIN_THRESHOLD = 1_000
 CHILD_SECONDS = 60  # a limit against hanging
-FAILED = 3  # the child's exit status when an insert was refused
+FAILED = 3  # the child's exit status when the store was not to be used any more
 
 
 def batch(seed: int, number: int) -> Batch:
@@ -127,6 +128,17 @@ def inserting(
         child.wait(30)
 
 
+def maintain(db: Engine, choice: float) -> None:
+    """Now and then flush, compact or refit; on a disk that fails these fail too, and inserting goes on."""
+    with contextlib.suppress(OmenError):
+        if choice < 0.03:
+            db.flush()
+        elif choice < 0.05:
+            db.gc()
+        elif choice < 0.06:
+            db.retrain()
+
+
 def child(mount: Path, database: Path, seed: int, first: int, count: int, bug: str) -> None:
     """Insert, acknowledge, and have everything that the engine does done in between."""
     if bug:
@@ -135,27 +147,21 @@ def child(mount: Path, database: Path, seed: int, first: int, count: int, bug: s
     chooser = random.Random(seed + first)
     answers = os.open(mount / "ack", os.O_WRONLY | os.O_CREAT)
     number = first
-    while number < first + count:
-        with omendb.open(database, retrain_threshold=RETRAIN_THRESHOLD, max_error=8) as db:
-            for _ in range(chooser.randrange(20, 120)):
-                rows = batch(seed, number)
-                try:
+    try:
+        while number < first + count:
+            with omendb.open(database, retrain_threshold=RETRAIN_THRESHOLD, max_error=8) as db:
+                for _ in range(chooser.randrange(20, 120)):
+                    rows = batch(seed, number)
                     db.insert(rows.series_id, rows.timestamp, rows.value)
-                except OmenError:
-                    os._exit(FAILED)
-                number += 1
-                os.pwrite(answers, number.to_bytes(8, "little"), 0)
-                choice = chooser.random()
-                # On a disk that fails these fail too; what counts is what is acknowledged after it.
-                with contextlib.suppress(OmenError):
-                    if choice < 0.03:
-                        db.flush()
-                    elif choice < 0.05:
-                        db.gc()
-                    elif choice < 0.06:
-                        db.retrain()
-                if number >= first + count:
-                    break
+                    number += 1
+                    os.pwrite(answers, number.to_bytes(8, "little"), 0)
+                    maintain(db, chooser.random())
+                    if number >= first + count:
+                        break
+    except CorruptionError:
+        raise
+    except (OmenError, OSError):
+        os._exit(FAILED)
     os.close(answers)
 
 
