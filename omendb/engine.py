@@ -662,7 +662,7 @@ def open(path: str | Path, **settings: Any) -> Engine:  # noqa: A001, ANN401
     ----------
     path : str or Path
         The data directory.
-    **settings : int
+    **settings : int, bool or str
         See `omendb.config.Settings`.
 
     Returns
@@ -673,7 +673,7 @@ def open(path: str | Path, **settings: Any) -> Engine:  # noqa: A001, ANN401
     Raises
     ------
     ConfigError
-        A setting is unknown or out of range.
+        A setting is unknown, or its value is not one that it accepts.
     LockedError, CorruptionError, OSError
     """
     for name, value in settings.items():

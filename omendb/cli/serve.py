@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,8 @@ from omendb.config import SPECS, load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from omendb.config import Spec, Value
+
 SYSTEM_DATA_DIR = Path("/var/lib/omendb")
 LOCAL_DATA_DIR = Path("omendb-data")
 
@@ -20,13 +22,31 @@ LOCAL_DATA_DIR = Path("omendb-data")
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option a setting, so that a new setting needs no line here."""
     for spec in reversed(SPECS.values()):
+        kind, metavar = _click_type(spec)
         command = click.option(
-            f"--{spec.name.replace('_', '-')}",
-            type=click.IntRange(spec.metadata["low"], spec.metadata["high"]),
-            metavar="N",
-            help=f"{spec.metadata['help']}  [default: {spec.default}]",
+            f"--{spec.name.replace('_', '-')}", type=kind, metavar=metavar, help=option_help(spec)
         )(command)
     return command
+
+
+def _click_type(spec: Spec) -> tuple[click.ParamType[Any], str | None]:
+    if spec.kind == "integer":
+        return click.IntRange(spec.low, spec.high), "N"
+    if spec.kind == "boolean":
+        return click.BOOL, "true|false"
+    if spec.kind == "choice":
+        return click.Choice(spec.choices), None
+    return click.STRING, "PATH"
+
+
+def option_help(spec: Spec) -> str:
+    """Return what the help says about a setting."""
+    words = ("true", "false") if spec.kind == "boolean" else ("More", "Less")
+    effects = [
+        f"{word}: {effect}" for word, effect in zip(words, (spec.more, spec.less), strict=True) if effect
+    ]
+    default = str(spec.default).lower() if spec.kind == "boolean" else spec.default
+    return f"{' '.join((spec.help, *effects))}  [default: {default if default != '' else 'empty'}]"
 
 
 @click.command("serve")
@@ -70,7 +90,7 @@ def serve_command(
     host: str,
     port: int,
     metrics_port: int,
-    **settings: int | None,
+    **settings: Value | None,
 ) -> None:
     """Start the server. SIGTERM or Ctrl-C stop it cleanly; kill -9 loses no acknowledged point.
 

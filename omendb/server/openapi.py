@@ -361,7 +361,7 @@ def _schemas() -> Schema:
     for schema in schemas.values():
         schema["description"] = schema["description"].partition("\n\n")[0]
     # The type takes any integer, and the setting its range: a value beyond it is `invalid_setting`.
-    bounds = SPECS["max_error"].metadata
+    bounds = SPECS["max_error"]
     number, _ = schemas["RetrainBody"]["properties"]["max_error"]["anyOf"]
-    number |= {"minimum": bounds["low"], "maximum": bounds["high"]}
+    number |= {"minimum": bounds.low, "maximum": bounds.high}
     return schemas
