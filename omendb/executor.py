@@ -15,7 +15,7 @@ from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -70,6 +70,68 @@ class _Sources:
         CorruptionError
         """
         self.segments[source].verify_rows(start, stop)
+
+
+class _Place:
+    """How far a scan has come: it goes on after the last key that it has written.
+
+    Parameters
+    ----------
+    sources : _Sources
+    after : tuple of int, or None
+        The key to begin after: a series, and a timestamp or the first one of a window.
+    """
+
+    __slots__ = ("_sources", "key", "resume", "series")
+
+    def __init__(self, sources: _Sources, after: tuple[int, int] | None) -> None:
+        self._sources = sources
+        self.resume = after is not None
+        self.series, self.key = after or (0, 0)
+
+    def fill(
+        self,
+        kernel: Callable[..., tuple[int, int, int, int, int]],
+        request: tuple[Any, ...],
+        options: tuple[Any, ...],
+        arrays: tuple[NDArray[Any], ...],
+    ) -> tuple[int, bool]:
+        """Let a kernel write until its arrays are full or nothing is left; verify what it asks for.
+
+        Parameters
+        ----------
+        kernel : callable
+            `omendb.jit.merge.scan_rows`, or another with its arguments and answer: what is asked for, the
+            key to go on after, options, and the arrays to write to.
+        request, options : tuple
+            What stands before and behind the key.
+        arrays : tuple of ndarray
+            Of equal length; the first two name what was written.
+
+        Returns
+        -------
+        filled : int
+        done : bool
+            Nothing is left.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        filled = 0
+        room = arrays
+        while True:
+            written, status, source, start, stop = kernel(
+                *request, self.series, self.key, self.resume, *options, *room
+            )
+            if written:
+                filled += int(written)
+                self.series, self.key = int(arrays[0][filled - 1]), int(arrays[1][filled - 1])
+                self.resume = True
+            if status != layout.STATUS_VERIFY:
+                return filled, status == layout.STATUS_DONE
+            self._sources.verify(source, start, stop)
+            room = tuple(array[filled:] for array in arrays)
 
 
 class Scan:
@@ -151,41 +213,20 @@ class Scan:
             Naming the segment; what was yielded before is right.
         """
         query = self.query
-        resume = query.after is not None
-        after_series, after_timestamp = self._after
+        request = (self._sources.table, self._series, self._every_series, query.start, query.end)
+        place = _Place(self._sources, query.after)
         left = self.row_bound
         while left > 0:
             size = min(rows_max, left)
             series = np.empty(size, dtype=np.int64)
             timestamp = np.empty(size, dtype=np.int64)
             value = np.empty(size, dtype=np.float64)
-            filled = 0
-            status = layout.STATUS_VERIFY
-            while status == layout.STATUS_VERIFY:
-                written, status, source, start, stop = merge.scan_rows(
-                    self._sources.table,
-                    self._series,
-                    self._every_series,
-                    query.start,
-                    query.end,
-                    after_series,
-                    after_timestamp,
-                    resume,
-                    series[filled:],
-                    timestamp[filled:],
-                    value[filled:],
-                )
-                if written:
-                    filled += int(written)
-                    after_series, after_timestamp = int(series[filled - 1]), int(timestamp[filled - 1])
-                    resume = True
-                if status == layout.STATUS_VERIFY:
-                    self._sources.verify(source, start, stop)
+            filled, done = place.fill(merge.scan_rows, request, (), (series, timestamp, value))
             left -= filled
-            if status == layout.STATUS_DONE:
+            if done:
                 left = 0
             elif left == 0:
-                self.cursor = encode_cursor(query.identity, (after_series, after_timestamp))
+                self.cursor = encode_cursor(query.identity, (place.series, place.key))
             if filled:
                 yield Columns(series[:filled], timestamp[:filled], value[:filled])
 
@@ -294,49 +335,29 @@ class WindowScan:
         CorruptionError
         """
         query = self.query
-        resume = query.after is not None
-        after_series, after_window = query.after or (0, 0)
+        request = (
+            self._sources.table,
+            self._series,
+            query.series is None,
+            query.start,
+            query.end,
+            query.origin,
+            query.step,
+        )
+        want_variance = "stddev" in query.aggregates
+        place = _Place(self._sources, query.after)
         left = self._window_bound()
         while left > 0:
             size = min(rows_max, left)
             series, start, count = (np.empty(size, dtype=np.int64) for _ in range(3))
             total, low, high, first, last, squares = (np.empty(size, dtype=np.float64) for _ in range(6))
-            filled = 0
-            status = layout.STATUS_VERIFY
-            while status == layout.STATUS_VERIFY:
-                written, status, source, row_start, row_stop = window.scan_windows(
-                    self._sources.table,
-                    self._series,
-                    query.series is None,
-                    query.start,
-                    query.end,
-                    query.origin,
-                    query.step,
-                    after_series,
-                    after_window,
-                    resume,
-                    "stddev" in query.aggregates,
-                    series[filled:],
-                    start[filled:],
-                    count[filled:],
-                    total[filled:],
-                    low[filled:],
-                    high[filled:],
-                    first[filled:],
-                    last[filled:],
-                    squares[filled:],
-                )
-                if written:
-                    filled += int(written)
-                    after_series, after_window = int(series[filled - 1]), int(start[filled - 1])
-                    resume = True
-                if status == layout.STATUS_VERIFY:
-                    self._sources.verify(source, row_start, row_stop)
+            arrays = (series, start, count, total, low, high, first, last, squares)
+            filled, done = place.fill(window.scan_windows, request, (want_variance,), arrays)
             left -= filled
-            if status == layout.STATUS_DONE:
+            if done:
                 left = 0
             elif left == 0:
-                self.cursor = encode_cursor(query.identity, (after_series, after_window))
+                self.cursor = encode_cursor(query.identity, (place.series, place.key))
             if not filled:
                 continue
             cut = slice(0, filled)
