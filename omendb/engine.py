@@ -19,7 +19,7 @@ import msgspec
 from omendb.committer import Committer
 from omendb.config import Settings, check
 from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
-from omendb.executor import Scan, WindowScan
+from omendb.executor import Scan, ShortAnswer, WindowScan, answer_short
 from omendb.flusher import Compactor, Flusher, storage_error
 from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
 from omendb.jit.warmup import Warmed, warm_up
@@ -317,6 +317,15 @@ class Engine:
         NotReadyError, ClosedError
         """
         return Scan(self._open_store().snapshot, query)
+
+    def answer_short(self, query: RangeQuery | WindowQuery, *, columns: bool) -> ShortAnswer | None:
+        """Answer a query that touches few rows as JSON; None when it is not one.
+
+        Raises
+        ------
+        CorruptionError, NotReadyError, ClosedError
+        """
+        return answer_short(self._open_store().snapshot, query, columns=columns)
 
     def aggregate(
         self,

@@ -6,9 +6,9 @@ import base64
 import binascii
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from omendb.errors import InvalidRequestError
@@ -26,8 +26,7 @@ _CURSOR = struct.Struct("<BIqqI")  # version, query, series_id, timestamp, check
 _CURSOR_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True)
-class RangeQuery:
+class RangeQuery(msgspec.Struct, frozen=True, eq=False):
     """Rows of some series in a range of time.
 
     Attributes
@@ -54,8 +53,7 @@ class RangeQuery:
         return _identity(self.start, self.end, self.series, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class WindowQuery:
+class WindowQuery(msgspec.Struct, frozen=True, eq=False):
     """Aggregates of some series in windows of equal length.
 
     Attributes
@@ -214,6 +212,8 @@ def _identity(start: int, end: int, series: NDArray[np.int64] | None, step: int)
 
 
 def _integer(value: object, field: str) -> None:
+    if type(value) is int and INT64_MIN <= value <= INT64_MAX:
+        return
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InvalidRequestError(f"{field} must be an integer, got {value!r}", field)
     if not INT64_MIN <= value <= INT64_MAX:

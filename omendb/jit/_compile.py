@@ -129,6 +129,38 @@ load_f64 = _load(ctypes.c_double, 8, ir.DoubleType(), types.float64)
 """``load_f64(address, index)``: the float64 at ``address + 8 * index``."""
 
 
+if JIT_DISABLED:
+
+    def integers_at(address: int, count: int) -> Any:  # noqa: ANN401
+        """Return the int64[count] at an address, without owning it."""
+        return np.ctypeslib.as_array((ctypes.c_int64 * int(count)).from_address(int(address)))
+
+    def floats_at(address: int, count: int) -> Any:  # noqa: ANN401
+        """Return the float64[count] at an address, without owning it."""
+        return np.ctypeslib.as_array((ctypes.c_double * int(count)).from_address(int(address)))
+
+else:
+
+    def _pointer(typingctx: Any, address: Any) -> Any:  # noqa: ANN401
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
+            return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+        return types.voidptr(types.int64), codegen
+
+    _pointer_of: Any = intrinsic(_pointer)
+    _view: Any = numba.carray  # pyright: ignore[reportPrivateImportUsage]
+
+    @inline_kernel
+    def integers_at(address: int, count: int) -> Any:  # noqa: ANN401
+        """Return the int64[count] at an address, without owning it."""
+        return _view(_pointer_of(address), (count,), np.int64)
+
+    @inline_kernel
+    def floats_at(address: int, count: int) -> Any:  # noqa: ANN401
+        """Return the float64[count] at an address, without owning it."""
+        return _view(_pointer_of(address), (count,), np.float64)
+
+
 def _prefetch(typingctx: Any, address: Any) -> Any:  # noqa: ANN401
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         byte_pointer = ir.IntType(8).as_pointer()

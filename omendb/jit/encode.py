@@ -192,22 +192,22 @@ def warmup() -> None:
 
 @lru_cache(maxsize=1)
 def _rows_template() -> NDArray[np.int64]:
-    return _template(((_SERIES, False), (_TIMESTAMP, False), (',"value":', True)))
+    return record_template(((_SERIES, False), (_TIMESTAMP, False), (',"value":', True)))
 
 
 @lru_cache(maxsize=128)
 def _windows_template(columns: tuple[tuple[str, bool], ...]) -> NDArray[np.int64]:
     texts = tuple((f',"{name}":', is_float) for name, is_float in columns)
-    return _template(((_SERIES, False), (_TIMESTAMP, False), *texts))
+    return record_template(((_SERIES, False), (_TIMESTAMP, False), *texts))
 
 
 @lru_cache(maxsize=2)
 def _numbers_template(*, is_float: bool) -> NDArray[np.int64]:
-    return _template((("", is_float),))
+    return record_template((("", is_float),))
 
 
-def _template(texts: tuple[tuple[str, bool], ...]) -> NDArray[np.int64]:
-    """Make the fields of a record, without the columns' addresses."""
+def record_template(texts: tuple[tuple[str, bool], ...]) -> NDArray[np.int64]:
+    """Make the fields of a record out of each one's text and whether it is a float, without addresses."""
     fields = np.zeros((len(texts), FIELD_WIDTH), dtype=np.int64)
     for field, (text, is_float) in zip(fields, texts, strict=True):
         encoded = text.encode("ascii")
@@ -244,7 +244,7 @@ def _write(
     assert 0 <= position
     assert position + count * bytes_max <= out.nbytes
     address = address_of(out)
-    return _write_records(fields, end_text, end_bytes, count, address + position) - address - 1
+    return write_records(fields, end_text, end_bytes, count, address + position) - address - 1
 
 
 @kernel
@@ -579,7 +579,7 @@ def _write_float(address: int, bits: int, value: float) -> int:
 
 
 @kernel
-def _write_records(
+def write_records(
     fields: NDArray[np.int64],
     end_text: int,
     end_bytes: int,

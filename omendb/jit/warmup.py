@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from omendb.jit import blocks, encode, merge, parse, pla, records, search, window
+from omendb.jit import answer, blocks, encode, merge, parse, pla, records, search, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MODULES = (search, pla, blocks, merge, window, encode, parse, records)
+_MODULES = (search, pla, blocks, merge, window, encode, answer, parse, records)
 
 
 class Warmed(NamedTuple):

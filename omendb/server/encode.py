@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omendb.executor import ShortAnswer
+
 Part = Columns | Windows
 
 SCRATCH_BYTES_MAX = 8 << 20
@@ -80,6 +82,22 @@ class Form:
         if self.columns:
             return stream_columns(source, self.aggregates, count, rows_max)
         return stream_rows(source, count, rows_max)
+
+
+def short(answer: ShortAnswer, names: Sequence[str] | None, *, columns: bool) -> bytes:
+    """Put what belongs around a short answer's rows around them.
+
+    Parameters
+    ----------
+    answer : ShortAnswer
+    names : sequence of str or None
+        The aggregates of windows; None for rows.
+    columns : bool
+        As it was asked for.
+    """
+    before = b'{"count":%d,' % answer.rows if columns else b'{"count":%d,"rows":[' % answer.rows
+    after = b'%b,"cursor":%b}' % (b"]}" if columns and names else b"]", _cursor_text(answer.cursor))
+    return b"".join((before, answer.text, after))
 
 
 def whole_rows(part: Part | None, cursor: str | None) -> bytes:

@@ -11,10 +11,12 @@ import numpy as np
 
 from omendb.config import Settings
 from omendb.errors import NotReadyError
+from omendb.executor import SHORT_ROWS, ShortAnswer
 from omendb.metrics import Metrics, memory_gauges
 from omendb.model import Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
 from omendb.reports import Status
+from omendb.server import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,6 +116,20 @@ class FakeEngine:
 
     def window_scan(self, query: WindowQuery) -> FakeWindowScan:
         return FakeWindowScan(self, query)
+
+    def answer_short(self, query: RangeQuery | WindowQuery, *, columns: bool) -> ShortAnswer | None:
+        names = query.aggregates if isinstance(query, WindowQuery) else None
+        scan = self.scan(query) if isinstance(query, RangeQuery) else self.window_scan(query)
+        if scan.row_bound > SHORT_ROWS:
+            return None
+        parts = [*scan.chunks(SHORT_ROWS), None]
+        part = parts[0]
+        bare = ShortAnswer(0 if part is None else part.count, b"", scan.cursor)
+        around = encode.short(bare, names, columns=columns)
+        whole = encode.Form(columns, names).whole(part, scan.cursor)
+        end = around[around.index(b"]") :]
+        begin = around.removesuffix(end)
+        return bare._replace(text=whole.removeprefix(begin).removesuffix(end))
 
     def stats(self) -> Report:
         return Report(record_count=len(self.current().timestamp))
