@@ -1,19 +1,14 @@
 """The settings: names, units, defaults, ranges, and what a change of each does.
 
-Precedence: command line, then ``OMENDB_*`` environment, then default. Immutable once made; a change is a
-new `Settings`.
+Immutable once made; a change is a new `Settings`. Where values come from: `omendb.settings_source`.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from omendb.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Value = int | str
 """What a setting holds: a whole number, a boolean (which Python counts among them), or text."""
@@ -335,19 +330,3 @@ def parse(name: str, text: str) -> Value:
         When the setting is unknown, or the text means none of its values.
     """
     return find(name, text).parse(text)
-
-
-def load(
-    options: Mapping[str, Value | None] | None = None, environment: Mapping[str, str] | None = None
-) -> Settings:
-    """Settings from the command line's `options` (None: not given), the environment, and the defaults."""
-    environment = os.environ if environment is None else environment
-    chosen: dict[str, Value] = {}
-    for name in SPECS:
-        text = environment.get(f"OMENDB_{name.upper()}")
-        if text is not None:
-            chosen[name] = parse(name, text)
-    for name, value in (options or {}).items():
-        if value is not None:
-            chosen[name] = check(name, value)
-    return Settings(**chosen)  # type: ignore[arg-type] # checked above

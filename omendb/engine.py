@@ -2,7 +2,8 @@
 
 Threads: the *committer* groups waiting inserts, writes and syncs the log, applies them and answers; the
 *flusher* turns frozen memtables into segments; the *compactor* merges segments; the *timer* syncs on an
-interval, flushes by age, and watches memory. Queries run in the caller's thread.
+interval, flushes by age, and watches memory; the *refitter* fits models anew when `max_error` changes; the
+*watcher* follows the directory of settings. Queries run in the caller's thread.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from omendb.committer import Committer
 from omendb.config import Settings, check
 from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
 from omendb.executor import Scan, ShortAnswer, WindowScan, answer_short
-from omendb.flusher import Compactor, Flusher, storage_error
+from omendb.flusher import Compactor, Flusher, Refitter, storage_error
 from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
 from omendb.jit.warmup import Warmed, warm_up
 from omendb.lifecycle import Lifecycle
 from omendb.metrics import Metrics, memory_gauges, memory_limit_bytes, package_version, process_memory
 from omendb.model import Batch, Columns, Windows, make_batch
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
-from omendb.reports import BackupReport, Backups, GcReport, IndexStats, Retrain, RetrainReport, Stats, Status
+from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats, Status
+from omendb.settings_source import SettingsSource, fixed
 from omendb.storage import backup, filenames
 from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
 from omendb.storage.recovery import Recovery, open_store
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
+    from omendb.config import Value
+    from omendb.reports import SettingState
     from omendb.storage.store import Store
 
 logger = logging.getLogger("omendb.engine")
@@ -50,6 +54,7 @@ REFUSE_AT = 0.85
 """Share of the memory limit at which inserts are refused."""
 
 _TICK_SECONDS = 0.1
+_WATCH_SECONDS = 0.5  # a change applies after one to two of these: the files must have come to rest
 
 
 class Engine:
@@ -59,7 +64,8 @@ class Engine:
     ----------
     path : str or Path
         The data directory; made when it does not exist. One process owns it at a time.
-    settings : Settings, optional
+    settings : Settings or SettingsSource, optional
+        A source is watched while the store is open, where it can change.
     metrics : Metrics, optional
         Where measurements go; a new one by default.
     fs : FileSystem, optional
@@ -87,7 +93,7 @@ class Engine:
     def __init__(
         self,
         path: str | Path,
-        settings: Settings | None = None,
+        settings: Settings | SettingsSource | None = None,
         *,
         metrics: Metrics | None = None,
         fs: FileSystem | None = None,
@@ -95,26 +101,29 @@ class Engine:
         self.path = Path(path)
         self.metrics = metrics or Metrics()
         self.recovery: Recovery | None = None
-        self._settings = settings or Settings()
+        self._source = settings if isinstance(settings, SettingsSource) else fixed(settings or Settings())
         self._fs = fs or OsFileSystem()
         self._lifecycle = Lifecycle(self.path)
         self._store: Store | None = None
         self._committer: Committer
         self._flusher: Flusher
         self._compactor: Compactor
+        self._refitter: Refitter
         self._admin_lock = threading.Lock()  # one maintenance call at a time; taken before all others
         self._backup_lock = threading.Lock()  # one backup at a time; taken before all others
-        self._last_retrain: Retrain | None = None
+        self._settings_lock = threading.Lock()  # one change of settings at a time; taken after those two
         self._last_backup_seconds = 0.0
         self._threads: list[threading.Thread] = []
         self._started_at = time.monotonic()
-        self.metrics.add_gauges(memory_gauges(lambda: self._settings.max_memory_mb))
+        self.metrics.add_gauges(memory_gauges(lambda: self.settings.max_memory_mb))
         self.metrics.add_gauges(self._gauges)
+        if self._source.is_watched:
+            self.metrics.add_gauges(self._source_gauges)
 
     @property
     def settings(self) -> Settings:
         """The settings in force."""
-        return self._settings
+        return self._source.settings
 
     @property
     def status(self) -> Status:
@@ -147,31 +156,41 @@ class Engine:
         """
         lifecycle = self._lifecycle
         lifecycle.report("starting", 0.0)
+        self._source.announce()
+        self._count_refusals()
         try:
             if compile_kernels:
                 self._compile_kernels()
             started = time.monotonic()
-            store, self.recovery = open_store(self._fs, self.path, self._settings, lifecycle.report)
+            store, self.recovery = open_store(self._fs, self.path, self.settings, lifecycle.report)
             self.recovery.seconds = time.monotonic() - started
         except BaseException as error:
             lifecycle.fail(error)
             raise
         self._compactor = Compactor(store, lifecycle, self.metrics)
         self._flusher = Flusher(store, self._compactor, lifecycle, self.metrics)
-        self._committer = Committer(store, self._flusher, lambda: self._settings, lifecycle, self.metrics)
-        self._store = store
+        self._refitter = Refitter(store, lifecycle, self.metrics)
+        self._committer = Committer(store, self._flusher, lambda: self.settings, lifecycle, self.metrics)
+        with self._settings_lock:
+            store.settings = self.settings
+            self._store = store
         self._last_backup_seconds = self._last_backup()
-        for name, target in (
-            ("commit", self._committer.run),
-            ("flush", self._flusher.run),
-            ("compact", self._compactor.run),
-            ("timer", lambda: self._run_timer(store)),
-        ):
+        targets: dict[str, Callable[[], None]] = {
+            "commit": self._committer.run,
+            "flush": self._flusher.run,
+            "compact": self._compactor.run,
+            "refit": self._refitter.run,
+            "timer": lambda: self._run_timer(store),
+        }
+        if self._source.is_watched:
+            targets["watch"] = self._run_watcher
+        for name, target in targets.items():
             thread = threading.Thread(target=target, name=f"omendb-{name}", daemon=True)
             self._threads.append(thread)
             thread.start()
         self._flusher.wake()
         self._compactor.wake()
+        self._refitter.wake()
         lifecycle.set_ready()
 
     def close(self) -> None:
@@ -188,6 +207,7 @@ class Engine:
         self._committer.stop()
         self._flusher.wake()
         self._compactor.wake()
+        self._refitter.wake()
         for thread in self._threads:
             thread.join()
         if self.failed.is_set():
@@ -387,7 +407,66 @@ class Engine:
         CorruptionError, NotReadyError, ClosedError
         """
         store = self._open_store()
-        return index_stats(store, self._settings.max_error, self._last_retrain)
+        return index_stats(store, self.settings.max_error, self._refitter.last)
+
+    # Configuring.
+
+    def configuration(self) -> dict[str, SettingState]:
+        """Return each setting: its value, where that comes from, and whether it can change meanwhile."""
+        return self._source.report()
+
+    def configure(self, **settings: Value) -> None:
+        """Change settings from now on, until the store is opened again.
+
+        Returns when they are in force; models are then fitted anew in the background. Those that cannot
+        change while the store is open stay as they are, and `configuration` shows them as pending.
+
+        Parameters
+        ----------
+        **settings : int, bool or str
+            See `omendb.config.Settings`.
+
+        Raises
+        ------
+        ConfigError
+            Nothing has changed.
+        """
+        before = self._change(lambda: self._source.call(**settings))
+        if self.settings.max_error != before.max_error and self._store is not None:
+            self._refitter.wake()
+
+    def reload(self) -> None:
+        """Take over what has changed in the watched directory, once it has come to rest."""
+        before = self._change(self._source.poll)
+        self._count_refusals()
+        if self.settings.max_error != before.max_error and self._store is not None:
+            self._refitter.wake()
+
+    def _change(self, make: Callable[[], None]) -> Settings:
+        """Change the settings, all but refit the models; returns what was in force before."""
+        with self._settings_lock:
+            before = self.settings
+            make()
+            store, settings = self._store, self.settings
+            if settings != before and store is not None:
+                store.settings = settings
+                # Most are read where they are used; these two have to be acted upon.
+                if store.snapshot.active.rows >= settings.retrain_threshold:
+                    self._committer.freeze()
+                if not settings.sync_interval_ms:
+                    self._sync(store)
+            return before
+
+    def _count_refusals(self) -> None:
+        counter = self.metrics.config_reload_failures_total
+        counter.inc(self._source.failures - counter.value)
+
+    def _run_watcher(self) -> None:
+        while not self._lifecycle.closing.wait(_WATCH_SECONDS):
+            try:
+                self.reload()
+            except Exception:
+                logger.exception("the settings could not be reloaded")
 
     # Maintaining.
 
@@ -454,17 +533,17 @@ class Engine:
             store = self._open_store()
             before = index_state(store)
             if max_error is not None:
-                self._settings = self._settings.with_changes(max_error=max_error)
-                store.settings = self._settings
-            self.flush()
+                self._change(lambda: self._source.call(max_error=max_error))
             try:
+                self.flush()
                 store.retrain()
             except OSError as error:
                 raise storage_error(error) from error
+            finally:
+                self._refitter.wake()  # should this have failed, the setting is a new one all the same
             after = index_state(store)
         seconds = time.monotonic() - started
-        self._last_retrain = Retrain(time.time(), seconds)
-        self.metrics.retrain_duration.observe(seconds)
+        self._refitter.finished(seconds)
         logger.info(
             "retrain done max_error=%d->%d bytes=%d->%d duration_ms=%.3f",
             before.max_error,
@@ -577,28 +656,33 @@ class Engine:
         synced_at = time.monotonic()
         while not self._lifecycle.closing.wait(self._tick_seconds()):
             now = time.monotonic()
-            if committer.unsynced and now - synced_at >= self._settings.sync_interval_ms / 1e3:
-                committer.unsynced = False
+            if committer.unsynced and now - synced_at >= self.settings.sync_interval_ms / 1e3:
                 synced_at = now
-                try:
-                    store.sync()
-                except WalFailedError as failure:
-                    self._lifecycle.fail(failure)
+                self._sync(store)
             if store.snapshot.active.is_empty:
                 committer.frozen_at = now
-            elif now - committer.frozen_at >= self._settings.flush_interval_ms / 1e3:
+            elif now - committer.frozen_at >= self.settings.flush_interval_ms / 1e3:
                 committer.frozen_at = now
                 committer.freeze()
             # Without a file descriptor to read the figures with, the last ones stand until the next tick.
             with contextlib.suppress(OSError):
                 self._watch_memory(store)
 
+    def _sync(self, store: Store) -> None:
+        """Make durable what was acknowledged before it was."""
+        if self._committer.unsynced:
+            self._committer.unsynced = False
+            try:
+                store.sync()
+            except WalFailedError as failure:
+                self._lifecycle.fail(failure)
+
     def _tick_seconds(self) -> float:
-        interval = self._settings.sync_interval_ms / 1e3
+        interval = self.settings.sync_interval_ms / 1e3
         return min(_TICK_SECONDS, interval) if interval else _TICK_SECONDS
 
     def _watch_memory(self, store: Store) -> None:
-        limit = memory_limit_bytes(self._settings.max_memory_mb)
+        limit = memory_limit_bytes(self.settings.max_memory_mb)
         used = process_memory().unreclaimable
         refusal = None
         if used >= REFUSE_AT * limit:
@@ -636,6 +720,21 @@ class Engine:
             raise self._lifecycle.refusal()
         self._lifecycle.check_readable()
         return self._store
+
+    def _source_gauges(self) -> Iterable[tuple[str, str, float]]:
+        source = self._source
+        return [
+            (
+                "omendb_config_last_reload_successful",
+                "1 when everything in the directory of settings was accepted when it was last read.",
+                float(source.successful),
+            ),
+            (
+                "omendb_config_last_reload_success_timestamp_seconds",
+                "Unix time of the last time that it was; 0 when it never was.",
+                source.success_unix_seconds,
+            ),
+        ]
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
         if self._store is None:

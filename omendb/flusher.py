@@ -1,4 +1,7 @@
-"""The flusher turns frozen memtables into segments; the compactor merges segments. One thread each."""
+"""The flusher makes segments of frozen memtables, the compactor merges them, the refitter fits their models.
+
+One thread each.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ import time
 from typing import TYPE_CHECKING
 
 from omendb.errors import CorruptionError, DiskFullError, OmenError, OverloadedError, WalFailedError
+from omendb.reports import Retrain
 from omendb.storage.fs import DISK_FULL_ERRNOS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omendb.lifecycle import Lifecycle
     from omendb.metrics import Metrics
-    from omendb.storage.store import Store
+    from omendb.storage.store import Store, Work
 
 logger = logging.getLogger("omendb.maintenance")
 
@@ -70,6 +76,24 @@ class _Retry:
         self._seconds = _RETRY_SECONDS_MIN
 
 
+def _repeat(name: str, step: Callable[[], object], wanted: threading.Event, lifecycle: Lifecycle) -> None:
+    """Do a work whenever it is wanted, step by step until one returns None; until the lifecycle closes."""
+    closing = lifecycle.closing
+    retry = _Retry(name, wanted)
+    while not closing.is_set():
+        wanted.wait()
+        wanted.clear()
+        while not closing.is_set() and not lifecycle.failed.is_set():
+            try:
+                if step() is None:
+                    break
+                retry.succeeded()
+            except CorruptionError as error:
+                logger.error("%s leaves damaged data alone: %s", name, error)  # noqa: TRY400
+            except OmenError as error:
+                retry.wait(error)
+
+
 class Compactor:
     """Merges segments in the background, and on request.
 
@@ -94,20 +118,7 @@ class Compactor:
 
     def run(self) -> None:
         """Merge until the lifecycle is closing; the thread of the background."""
-        closing = self._lifecycle.closing
-        retry = _Retry("compaction", self._wanted)
-        while not closing.is_set():
-            self._wanted.wait()
-            self._wanted.clear()
-            while not closing.is_set() and not self._lifecycle.failed.is_set():
-                try:
-                    if self.compact() is None:
-                        break
-                    retry.succeeded()
-                except CorruptionError as error:
-                    logger.error("compaction leaves a damaged partition alone: %s", error)  # noqa: TRY400
-                except OmenError as error:
-                    retry.wait(error)
+        _repeat("compaction", self.compact, self._wanted, self._lifecycle)
 
     def compact(self, *, everything: bool = False) -> int | None:
         """Do one merge; see `Store.compact`.
@@ -144,6 +155,67 @@ class Compactor:
             seconds * 1e3,
         )
         return work.rows_in - work.rows_out
+
+
+class Refitter:
+    """Fits the models of segments anew, in the background, that were fitted with another `max_error`.
+
+    Thread safety: everything may be called from any thread; the store does one refit or merge at a time.
+
+    Parameters
+    ----------
+    store : Store
+    lifecycle : Lifecycle
+    metrics : Metrics
+
+    Attributes
+    ----------
+    last : Retrain or None
+        The last refit, by whom ever; None when there was none since the start.
+    """
+
+    def __init__(self, store: Store, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.last: Retrain | None = None
+        self._store = store
+        self._lifecycle = lifecycle
+        self._metrics = metrics
+        self._wanted = threading.Event()
+
+    def wake(self) -> None:
+        """The setting has changed, or segments of an earlier start may not agree with it."""
+        self._wanted.set()
+
+    def run(self) -> None:
+        """Refit until the lifecycle is closing; the thread of the background."""
+        _repeat("refit", self._refit_stale, self._wanted, self._lifecycle)
+
+    def finished(self, seconds: float) -> None:
+        """Note that a refit has ended, and how long it took."""
+        self.last = Retrain(time.time(), seconds)
+        self._metrics.retrain_duration.observe(seconds)
+
+    def _refit_stale(self) -> Work | None:
+        started = time.perf_counter()
+        max_error = self._store.settings.max_error
+        try:
+            work = self._store.retrain(stale=True)
+        except OSError as error:
+            raise storage_error(error) from error
+        except WalFailedError as failure:
+            self._lifecycle.fail(failure)
+            raise
+        if work is not None:
+            seconds = time.perf_counter() - started
+            self.finished(seconds)
+            logger.info(
+                "retrain done max_error=%d segments=%d rows=%d bytes=%d duration_ms=%.3f",
+                max_error,
+                work.segments_out,
+                work.rows_out,
+                work.bytes_written,
+                seconds * 1e3,
+            )
+        return work
 
 
 class Flusher:

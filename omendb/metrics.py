@@ -136,6 +136,8 @@ class Metrics(Collector):
         Seconds.
     commit_rows : Histogram
         Rows of one group commit.
+    config_reload_failures_total : Counter
+        States of the directory of settings that were not accepted as a whole.
     """
 
     def __init__(self) -> None:
@@ -176,6 +178,10 @@ class Metrics(Collector):
         )
         self.backup_duration = Histogram(
             "omendb_backup_duration_seconds", "Seconds of one backup.", WORK_SECONDS
+        )
+        self.config_reload_failures_total = Counter(
+            "omendb_config_reload_failures_total",
+            "States of the directory of settings with something in them that was refused.",
         )
         self._instruments = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
         self._gauges: list[Gauges] = []

@@ -68,6 +68,28 @@ class Stats(msgspec.Struct, frozen=True):
     version: str
 
 
+class SettingState(msgspec.Struct):
+    """One setting of ``GET /admin/config``.
+
+    Attributes
+    ----------
+    value : int, bool or str
+        In force.
+    source : str
+        Where it comes from: ``call``, ``argument``, ``command_line``, ``environment``, ``directory``,
+        ``file`` or ``default``.
+    live : bool
+        Whether a change applies without a restart.
+    pending : int, bool or str
+        What a restart would make of it; only when that is another value.
+    """
+
+    value: bool | int | str
+    source: str
+    live: bool
+    pending: bool | int | str | msgspec.UnsetType = msgspec.UNSET
+
+
 class ModelCounts(msgspec.Struct, frozen=True):
     """Runs by the kind of their model.
 

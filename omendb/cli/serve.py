@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from omendb.config import SPECS, load
+from omendb.config import SPECS
+from omendb.settings_source import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 SYSTEM_DATA_DIR = Path("/var/lib/omendb")
 LOCAL_DATA_DIR = Path("omendb-data")
+CONFIG_DIR = Path("/etc/omendb/config")
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -80,6 +82,20 @@ def option_help(spec: Spec) -> str:
     show_default=True,
     help="Port of /metrics and /health.",
 )
+@click.option(
+    "--config-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CONFIG_DIR,
+    envvar="OMENDB_CONFIG_DIR",
+    show_default=True,
+    help="Directory of settings, one file a key, as a ConfigMap mounts; changes apply without a restart.",
+)
+@click.option(
+    "--config-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="OMENDB_CONFIG_FILE",
+    help="TOML file of settings; read at the start.",
+)
 @_setting_options
 @click.pass_context
 def serve_command(
@@ -90,12 +106,15 @@ def serve_command(
     host: str,
     port: int,
     metrics_port: int,
+    config_dir: Path,
+    config_file: Path | None,
     **settings: Value | None,
 ) -> None:
     """Start the server. SIGTERM or Ctrl-C stop it cleanly; kill -9 loses no acknowledged point.
 
     Every option can be given by the environment too, as OMENDB_ and its name in capitals:
-    OMENDB_RETRAIN_THRESHOLD=20000, OMENDB_DATA_DIR=/data. The command line comes first.
+    OMENDB_RETRAIN_THRESHOLD=20000, OMENDB_DATA_DIR=/data. Settings (from --max-error on) come from the
+    command line, else the environment, else a file of --config-dir (max_error), else --config-file.
 
     \b
     Examples:
@@ -103,7 +122,7 @@ def serve_command(
       omendb serve --data-dir /data --port 8080 --max-memory-mb 4096
     """
     path = data_dir or default_data_dir()
-    chosen = load(settings)
+    chosen = load(settings, directory=config_dir, file=config_file)
     from omendb.engine import Engine
     from omendb.server.serve import run
 

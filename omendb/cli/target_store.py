@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from omendb.config import load
 from omendb.engine import Engine
 from omendb.executor import CHUNK_ROWS, Scan
 from omendb.model import Windows
 from omendb.query import make_range_query, make_window_query
 from omendb.server import encode
+from omendb.settings_source import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from omendb.server.request import Response
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omendb.config import Settings
     from omendb.errors import OmenError
     from omendb.metrics import Metrics
     from omendb.server.request import Request
@@ -30,17 +33,21 @@ class Commit:
     metrics : Metrics
     count : int
         Rows.
-    sync_interval_ms : int
-        The setting. Unless it is 0, the answer tells that the points are not on stable storage yet.
+    settings : callable
+        Returns the current `Settings`. Unless `sync_interval_ms` is 0, now and when the answer is given (it
+        may change in between), the answer tells that the points are not on stable storage yet.
     """
 
-    __slots__ = ("_count", "_metrics", "_request", "_sync_interval_ms")
+    __slots__ = ("_count", "_metrics", "_request", "_settings", "_sync_interval_ms")
 
-    def __init__(self, request: Request, metrics: Metrics, count: int, sync_interval_ms: int) -> None:
+    def __init__(
+        self, request: Request, metrics: Metrics, count: int, settings: Callable[[], Settings]
+    ) -> None:
         self._request = request
         self._metrics = metrics
         self._count = count
-        self._sync_interval_ms = sync_interval_ms
+        self._settings = settings
+        self._sync_interval_ms = settings().sync_interval_ms
 
     def __call__(self, error: OmenError | None) -> None:
         """Answer: the points are durable and visible, or nothing was stored and `error` says why."""
@@ -52,8 +59,9 @@ class Commit:
         metrics.inserts_total.inc(count)
         metrics.insert_batch_size.observe(count)
         metrics.insert_duration.observe(perf_counter() - request.started)
-        if self._sync_interval_ms:
-            within = (count, self._sync_interval_ms)
+        interval = max(self._sync_interval_ms, self._settings().sync_interval_ms)
+        if interval:
+            within = (count, interval)
             request.finish(Response(200, b'{"inserted":%d,"synced_within_ms":%d}' % within))
         elif count == 1:
             request.finish(INSERTED_ONE)

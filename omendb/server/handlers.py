@@ -57,6 +57,7 @@ class Handlers:
         self._health = health
         self._work = work
         self._metrics = engine.metrics
+        self._settings = lambda: engine.settings
 
     def insert(self, request: Request) -> Answer:
         """Answer ``POST /insert`` once its points are durable and visible."""
@@ -77,8 +78,7 @@ class Handlers:
         count = len(batch.timestamp)
         if count == 0:  # a client that flushes an empty buffer did nothing wrong
             return INSERTED_NONE
-        interval = self._engine.settings.sync_interval_ms
-        self._engine.submit(batch, Commit(request, self._metrics, count, interval))
+        self._engine.submit(batch, Commit(request, self._metrics, count, self._settings))
         return None
 
     def query(self, request: Request) -> Answer:
@@ -131,6 +131,11 @@ class Handlers:
         self._prepare(request)
         return Response(200, _encode(await self._work.start_query(self._engine.index_stats)))
 
+    def config(self, request: Request) -> Response:
+        """Answer ``GET /admin/config``."""
+        self._prepare(request)
+        return Response(200, _encode(self._engine.configuration()))
+
     async def retrain_index(self, request: Request) -> Response:
         """Answer ``POST /admin/retrain-index``."""
         self._prepare(request)
@@ -180,6 +185,7 @@ CALLS = (
     "GET /query",
     "GET /admin/stats",
     "GET /admin/index-stats",
+    "GET /admin/config",
     "POST /admin/retrain-index",
     "POST /admin/gc",
     "POST /admin/backup",

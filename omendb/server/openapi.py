@@ -19,7 +19,7 @@ from omendb import errors
 from omendb.config import SPECS
 from omendb.metrics import package_version
 from omendb.model import AGGREGATES, INT64_MAX, INT64_MIN
-from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
+from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, SettingState, Stats
 from omendb.server.health import NotReady
 from omendb.server.problems import STATUSES, Problem
 from omendb.server.request import Response
@@ -146,7 +146,7 @@ _QUERY_ANSWERS = (RowsAnswer, ColumnsAnswer, WindowRowsAnswer, WindowColumnsAnsw
 _TYPES = (
     *(Point, PointColumns, RetrainBody, EmptyBody, Inserted, *_QUERY_ANSWERS),
     *(BackupBody, BackupReport, Backups),
-    *(Stats, IndexStats, RetrainReport, GcReport, Alive, Ready, NotReady, Index, ErrorBody),
+    *(Stats, IndexStats, SettingState, RetrainReport, GcReport, Alive, Ready, NotReady, Index, ErrorBody),
 )
 
 _INT64: Schema = {"type": "integer", "minimum": INT64_MIN, "maximum": INT64_MAX}
@@ -206,6 +206,12 @@ def _ref(kind: type) -> Schema:
 
 
 _POINTS: Schema = {"anyOf": [_ref(Point), {"type": "array", "items": _ref(Point)}, _ref(PointColumns)]}
+_CONFIG: Schema = {
+    "type": "object",
+    "properties": {name: _ref(SettingState) for name in SPECS},
+    "required": list(SPECS),
+    "additionalProperties": False,
+}
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/"): Operation("Name, version, and the list of calls.", _ref(Index)),
@@ -226,6 +232,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/admin/index-stats"): Operation(
         "What the learned index does.", _ref(IndexStats), (400, 500, 503)
     ),
+    ("GET", "/admin/config"): Operation("The settings, and where they come from.", _CONFIG, (400, 500, 503)),
     ("POST", "/admin/retrain-index"): Operation(
         "Fits all models anew.", _ref(RetrainReport), (400, 500, 503, 507), body=_ref(RetrainBody)
     ),

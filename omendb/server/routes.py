@@ -84,6 +84,7 @@ def api_routes(handlers: Handlers, metrics: Metrics) -> Routes:
         "/query": {"GET": query},
         "/admin/stats": {"GET": Route(handlers.stats)},
         "/admin/index-stats": {"GET": Route(handlers.index_stats)},
+        "/admin/config": {"GET": Route(handlers.config)},
         "/admin/retrain-index": {"POST": Route(handlers.retrain_index, takes_body=True)},
         "/admin/gc": {"POST": Route(handlers.gc, takes_body=True)},
         "/admin/backup": {"POST": Route(handlers.backup, takes_body=True)},

@@ -271,8 +271,18 @@ class Store:
             self._remove([segment for segment in before if id(segment) not in alive])
             return _work(chosen.rows, len(chosen.inputs), entries)
 
-    def retrain(self) -> Work:
-        """Fit every segment's models anew with the current `max_error`.
+    def retrain(self, *, stale: bool = False) -> Work | None:
+        """Fit segments' models anew with the current `max_error`.
+
+        Parameters
+        ----------
+        stale : bool
+            Only where they were fitted with another one, and where no damage is known.
+
+        Returns
+        -------
+        Work or None
+            None when no segment is stale.
 
         Raises
         ------
@@ -282,7 +292,10 @@ class Store:
             Nothing has changed.
         """
         with self._maintenance_lock:
-            old = self.snapshot.segments
+            max_error = self.settings.max_error
+            old = [s for s in self.snapshot.segments if not stale or self._is_stale(s, max_error)]
+            if stale and not old:
+                return None
             fitted: dict[int, Segment] = {}
             written: list[Path] = []
             size = 0
@@ -292,7 +305,7 @@ class Store:
                     index = learned_index.fit(
                         segment.columns().series_id,
                         segment.timestamp,
-                        self.settings.max_error,
+                        max_error,
                         segment.index.binding,
                         (segment.index.timestamp_checksums, segment.index.value_checksums),
                     )
@@ -316,6 +329,9 @@ class Store:
                 discard(self.fs, self._index_path(segment.entry))
             rows = sum(segment.rows for segment in old)
             return Work(rows, rows, size, len(old), len(old))
+
+    def _is_stale(self, segment: Segment, max_error: int) -> bool:
+        return segment.index.max_error != max_error and segment.entry.number not in self.damaged
 
     def _leave_space_for_inserts(self, inputs: Iterable[Segment]) -> None:
         """Refuse a merge of our own accord that would fill the disk, which inserts and flushes need."""

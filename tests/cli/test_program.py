@@ -75,7 +75,7 @@ def test_bad_setting_in_the_environment_is_one_line(
     result = omendb("serve", "--data-dir", tmp_path)
 
     assert result.exit_code == 1
-    assert result.stderr == "Error: max_error='many': must be a whole number\n"
+    assert result.stderr == "Error: max_error='many': must be a whole number (in OMENDB_MAX_ERROR)\n"
 
 
 def test_data_dir_is_the_systems_when_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +100,32 @@ def test_greeting_gives_addresses_that_work(host: str, listens: str, to_try: str
     assert listens in text
     assert f"curl {to_try}insert" in text
     assert f"curl '{to_try}query?series_id=1'" in text
+
+
+def test_bad_file_of_settings_is_one_line(omendb: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "omendb.toml"
+    file.write_text("max_error = -1")
+
+    result = omendb("serve", "--data-dir", tmp_path, "--config-file", file)
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: max_error=-1: must be from 0 to 2147483647 (in {file})\n"
+
+
+def test_file_of_settings_that_is_not_there_is_refused(omendb: Callable[..., Result], tmp_path: Path) -> None:
+    result = omendb("serve", "--data-dir", tmp_path, "--config-file", tmp_path / "none.toml")
+
+    assert result.exit_code == 2
+    assert "none.toml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--enable-simd", "maybe"), ("--log-queries", "some"), ("--max-connections", "0")]
+)
+def test_option_that_means_nothing_is_refused(
+    omendb: Callable[..., Result], tmp_path: Path, option: str, value: str
+) -> None:
+    result = omendb("serve", "--data-dir", tmp_path, option, value)
+
+    assert result.exit_code == 2
+    assert option in result.stderr

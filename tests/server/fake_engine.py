@@ -15,8 +15,9 @@ from omendb.executor import SHORT_ROWS, ShortAnswer
 from omendb.metrics import Metrics, memory_gauges
 from omendb.model import Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
-from omendb.reports import Status
+from omendb.reports import SettingState, Status
 from omendb.server import encode
+from omendb.settings_source import fixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,6 +137,9 @@ class FakeEngine:
 
     def index_stats(self) -> Report:
         return Report(max_error=self.settings.max_error)
+
+    def configuration(self) -> dict[str, SettingState]:
+        return fixed(self.settings).report()
 
     def gc(self) -> Report:
         return self._admin(None)

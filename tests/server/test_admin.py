@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from omendb.config import SPECS
+
 if TYPE_CHECKING:
     from tests.server.clients import AsgiClient, Reply, RsgiClient
     from tests.server.fake_engine import FakeEngine
@@ -23,6 +25,17 @@ def test_stats(client: Client) -> None:
 
 def test_index_stats(client: Client) -> None:
     assert client.call("GET", "/admin/index-stats").json["max_error"] == 64
+
+
+def test_config(client: Client, engine: FakeEngine) -> None:
+    engine.settings = engine.settings.with_changes(max_error=50, enable_simd=False)
+
+    settings = client.call("GET", "/admin/config").json
+
+    assert settings.keys() == SPECS.keys()
+    assert settings["max_error"] == {"value": 50, "source": "argument", "live": True}
+    assert settings["enable_simd"] == {"value": False, "source": "argument", "live": True}
+    assert settings["token_dir"] == {"value": "/etc/omendb/tokens", "source": "default", "live": False}
 
 
 @pytest.mark.parametrize(("body", "max_error"), [(None, None), (b"{}", None), (b'{"max_error":0}', 0)])

@@ -124,6 +124,22 @@ def test_tells_when_points_are_not_synced_yet(client: Client, engine: FakeEngine
     assert reply.json == {"inserted": 1, "synced_within_ms": 500}
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 500), (500, 0)])
+def test_tells_it_when_the_interval_changes_on_the_way(
+    rsgi: RsgiClient, engine: FakeEngine, before: int, after: int
+) -> None:
+    engine.settings = engine.settings.with_changes(sync_interval_ms=before)
+    engine.may_commit.clear()
+    with rsgi.connect() as wire:
+        wire.send(request("POST", "/insert", f"content-length: {len(POINT)}", body=POINT))
+        engine.submitted.acquire()
+
+        engine.settings = engine.settings.with_changes(sync_interval_ms=after)
+        engine.may_commit.set()
+
+        assert wire.reply().json == {"inserted": 1, "synced_within_ms": 500}
+
+
 def test_answers_pipelined_inserts_in_order(rsgi: RsgiClient, engine: FakeEngine) -> None:
     bodies = [
         b'[{"series_id":1,"timestamp":1,"value":1},{"series_id":1,"timestamp":2,"value":2}]',

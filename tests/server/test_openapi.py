@@ -32,6 +32,7 @@ ENGINE_ERRORS: dict[str, tuple[str | None, tuple[Exception, ...]]] = {
     "/query": ("scan", (*ANY, errors.OverloadedError("busy"))),
     "/admin/stats": ("stats", ANY),
     "/admin/index-stats": ("index_stats", ANY),
+    "/admin/config": ("configuration", ANY),
     "/admin/retrain-index": ("retrain", (*FLUSHING, errors.ConfigError("max_error", -1, "too small"))),
     "/admin/gc": ("gc", FLUSHING),
     "/admin/backup": ("backup_as", (*FLUSHING, errors.AlreadyExistsError("is there"))),
