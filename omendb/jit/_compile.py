@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -23,7 +22,8 @@ from numba import types
 from numba.core import config as _numba_config
 from numba.extending import intrinsic
 
-from omendb.jit.cache import KernelCacheFile
+from omendb.jit.cache import KernelCache, choose_directory
+from omendb.jit.processor import host_features, leave_unreachable_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,24 +46,17 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+PROCESSOR_NOTE = None if JIT_DISABLED else leave_unreachable_level(_config, host_features())
+"""Why the kernels that were compiled ahead are not used; None when they are."""
+
+
 def cache_directory() -> Path:
     """Return where compiled kernels are kept: in ``NUMBA_CACHE_DIR``, else in the user's cache directory."""
     checks = "-boundscheck" if _config.BOUNDSCHECK else ""
-    return _cache_base() / f"kernels-{source_hash()}{checks}"
-
-
-def _cache_base() -> Path:
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    if given:
-        return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME")
-    base = Path(home) if home else Path("~/.cache").expanduser()
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        writable = os.access(base, os.W_OK)
-    except OSError:
-        writable = False
-    return (base if writable else Path(tempfile.gettempdir())) / "omendb"
+    # Kernels of an image are in a directory that nobody writes to; what replaces them must be kept elsewhere.
+    return choose_directory(
+        f"kernels-{source_hash()}{checks}", os.environ, read_only_will_do=PROCESSOR_NOTE is None
+    )
 
 
 if not JIT_DISABLED:
@@ -74,23 +67,20 @@ def kernel(function: Function) -> Function:
     """Compile a kernel: cached on disk, GIL released, no fastmath (NaN must stay NaN)."""
     if JIT_DISABLED:
         return function
-    return cast("Function", _checked(numba.njit(cache=True, nogil=True, error_model="numpy")(function)))
+    return cast("Function", _cached(numba.njit(nogil=True, error_model="numpy")(function)))
 
 
 def inline_kernel(function: Function) -> Function:
     """Compile a small kernel that LLVM inlines into its callers; as `kernel` otherwise."""
     if JIT_DISABLED:
         return function
-    decorator = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
-    return cast("Function", _checked(decorator(function)))
+    decorator = numba.njit(nogil=True, error_model="numpy", forceinline=True)
+    return cast("Function", _cached(decorator(function)))
 
 
-def _checked(dispatcher: Any) -> Any:  # noqa: ANN401
-    """Let a kernel's files in the cache have checksums."""
-    cache = dispatcher._cache
-    cache._cache_file = KernelCacheFile(
-        cache.cache_path, cache._impl.filename_base, cache._impl.locator.get_source_stamp()
-    )
+def _cached(dispatcher: Any) -> Any:  # noqa: ANN401
+    """Give a kernel a cache of ours: what ``cache=True`` does with Numba's own."""
+    dispatcher._cache = KernelCache(dispatcher.py_func)
     return dispatcher
 
 

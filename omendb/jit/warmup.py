@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from omendb.jit import answer, blocks, encode, merge, parse, pla, records, search, window
+from omendb.jit._compile import PROCESSOR_NOTE, cache_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 _MODULES = (search, pla, blocks, merge, window, encode, answer, parse, records)
 
@@ -48,6 +52,8 @@ def warm_up(progress: Callable[[Warmed], None] | None = None) -> list[Warmed]:
     -------
     list of Warmed
     """
+    if PROCESSOR_NOTE is not None:
+        logger.warning("%s, and kept in %s", PROCESSOR_NOTE, cache_directory())
     done: list[Warmed] = []
     for position, module in enumerate(_MODULES, 1):
         started = time.perf_counter()

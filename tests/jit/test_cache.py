@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from omendb.jit._compile import JIT_DISABLED
-from omendb.jit.cache import KernelCacheFile
+from omendb.jit.cache import KernelCacheFile, choose_directory
 
 KEYS = [("int64(int64)", ("x86_64", "cpu", "+avx2")), ("int64(float64)", ("x86_64", "cpu", "+avx2"))]
 
@@ -98,6 +98,49 @@ def test_a_cache_that_cannot_be_written_stops_nothing(kept, tmp_path, monkeypatc
 
     assert kept.load("new") is None
     assert "going on without" in caplog.text
+
+
+def test_the_directory_is_the_first_that_can_be_used(tmp_path, monkeypatch) -> None:
+    shared, home, temporary = tmp_path / "shared", tmp_path / "home", tmp_path / "temporary"
+    for directory in (shared, home, temporary):
+        directory.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(os, "access", lambda path, mode: "sealed" not in str(path))
+    (shared / "sealed" / "kernels-1").mkdir(parents=True)
+    given = {"NUMBA_CACHE_DIR": str(shared / "sealed"), "XDG_CACHE_HOME": str(home)}
+
+    def choose(environment, *, read_only_will_do: bool = True) -> Path:
+        return choose_directory("kernels-1", environment, read_only_will_do=read_only_will_do)
+
+    assert choose({"NUMBA_CACHE_DIR": str(shared)}) == shared / "kernels-1"
+    assert choose(given) == shared / "sealed" / "kernels-1"
+    assert choose(given, read_only_will_do=False) == home / "omendb" / "kernels-1"
+    assert choose({"XDG_CACHE_HOME": str(home)}) == home / "omendb" / "kernels-1"
+    last = choose({"XDG_CACHE_HOME": str(tmp_path / "sealed")}, read_only_will_do=False)
+    assert last == temporary / f"omendb-{os.getuid()}" / "kernels-1"
+    assert last.is_dir()
+    assert last.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["link", "open to others", "file"])
+def test_what_somebody_else_may_have_put_there_is_not_run(tmp_path, monkeypatch, kind) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    expected = tmp_path / f"omendb-{os.getuid()}"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if kind == "link":
+        expected.symlink_to(elsewhere)
+    elif kind == "file":
+        expected.write_text("")
+    else:
+        expected.mkdir()
+        expected.chmod(0o777)
+    nowhere = {"XDG_CACHE_HOME": "/dev/null/nowhere"}
+
+    chosen = choose_directory("kernels-1", nowhere, read_only_will_do=True)
+
+    assert not chosen.resolve().is_relative_to(expected.resolve())
+    assert not list(elsewhere.iterdir())
 
 
 PROGRAM = """
