@@ -61,10 +61,11 @@ class ModelFileSystem:
     def __init__(self) -> None:
         self.on_operation: Callable[[str], None] | None = None
         self.broken: set[str] = set()
-        self.directories: set[Path] = {Path("/")}
-        self._durable_directories: set[Path] = {Path("/")}
-        self._names: dict[Path, _Inode] = {}
-        self._durable: dict[Path, _Inode] = {}
+        # Inside, names are text: its hash is kept, and images are made by the million.
+        self.directories: set[str] = {"/"}
+        self._durable_directories: set[str] = {"/"}
+        self._names: dict[str, _Inode] = {}
+        self._durable: dict[str, _Inode] = {}
         # Changes of names that are not durable: (directory, removed name or None, added name or None, file);
         # two names without a file: a directory has moved, with everything in it.
         self._pending: list[_Change] = []
@@ -73,15 +74,19 @@ class ModelFileSystem:
 
     def make_directory(self, path: Path) -> None:
         # Durable at once, as the operating system's one is before it returns.
-        self.directories |= {path, *path.parents}
-        self._durable_directories |= {path, *path.parents}
+        if str(path) in self.directories and str(path) in self._durable_directories:
+            return
+        made = {str(path), *map(str, path.parents)}
+        self.directories |= made
+        self._durable_directories |= made
 
     def names(self, path: Path) -> list[str]:
-        there = [*self._names, *self.directories]
-        return sorted(name.name for name in there if name.parent == path and name != path)
+        inside = str(path).rstrip("/") + "/"
+        there = [name[len(inside) :] for name in (*self._names, *self.directories) if name.startswith(inside)]
+        return sorted(name for name in there if name and "/" not in name)
 
     def exists(self, path: Path) -> bool:
-        return path in self._names or path in self.directories
+        return str(path) in self._names or str(path) in self.directories
 
     def size(self, path: Path) -> int:
         return len(self._find(path).content)
@@ -90,11 +95,12 @@ class ModelFileSystem:
         return bytes(self._find(path).content)
 
     def create(self, path: Path) -> ModelFile:
-        if path in self._names:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        name = str(path)
+        if name in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         inode = _Inode()
-        self._names[path] = inode
-        self._pending.append((path.parent, None, path, inode))
+        self._names[name] = inode
+        self._pending.append((_parent(name), None, name, inode))
         self._done("create", path)
         return ModelFile(self, path, inode)
 
@@ -105,43 +111,46 @@ class ModelFileSystem:
         return ModelMap(bytes(self._find(path).content))
 
     def rename(self, source: Path, target: Path) -> None:
-        if source in self.directories:
-            self._move(self._names, self.directories, source, target)
-            self._pending.append((target.parent, source, target, None))
+        old, new = str(source), str(target)
+        if old in self.directories:
+            self._move(self._names, self.directories, old, new)
+            self._pending.append((_parent(new), old, new, None))
             self._done("rename", target)
             return
         inode = self._find(source)
-        del self._names[source]
-        self._names[target] = inode
-        self._pending.append((target.parent, source, target, inode))
+        del self._names[old]
+        self._names[new] = inode
+        self._pending.append((_parent(new), old, new, inode))
         self._done("rename", target)
 
     def link(self, source: Path, target: Path) -> None:
-        if target in self._names:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        name = str(target)
+        if name in self._names:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         inode = self._find(source)
-        self._names[target] = inode
-        self._pending.append((target.parent, None, target, inode))
+        self._names[name] = inode
+        self._pending.append((_parent(name), None, name, inode))
         self._done("link", target)
 
     def remove_directory(self, path: Path) -> None:
         if self.names(path):
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
-        self.directories.discard(path)
+        self.directories.discard(str(path))
         # A crash may bring it back, empty or with what was in it: on the durable side it stays.
         self._done("remove_directory", path)
 
     def remove(self, path: Path) -> None:
         self._find(path)
-        del self._names[path]
-        self._pending.append((path.parent, path, None, None))
+        name = str(path)
+        del self._names[name]
+        self._pending.append((_parent(name), name, None, None))
         self._done("remove", path)
 
     def sync_directory(self, path: Path) -> None:
         if not self._is_broken("sync_directory", path):
             left = []
             for change in self._pending:
-                if change[0] != path:
+                if change[0] != str(path):
                     left.append(change)
                     continue
                 _apply(self._durable, self._durable_directories, change)
@@ -193,7 +202,7 @@ class ModelFileSystem:
 
     def fingerprint(self) -> int:
         """A number that tells images apart by name and content."""
-        return hash(tuple(sorted((str(path), bytes(inode.durable)) for path, inode in self._durable.items())))
+        return hash(frozenset((name, inode.durable) for name, inode in self._durable.items()))
 
     def _live(self) -> list[_Inode]:
         """Files that have a name, durable or to be, with changes that are not durable."""
@@ -223,15 +232,16 @@ class ModelFileSystem:
         return image
 
     @staticmethod
-    def _move(names: dict[Path, _Inode], directories: set[Path], source: Path, target: Path) -> None:
-        for path in [path for path in names if source in path.parents]:
-            names[target / path.relative_to(source)] = names.pop(path)
-        for path in [path for path in directories if path == source or source in path.parents]:
-            directories.discard(path)
-            directories.add(target / path.relative_to(source))
+    def _move(names: dict[str, _Inode], directories: set[str], source: str, target: str) -> None:
+        inside = source + "/"
+        for name in [name for name in names if name.startswith(inside)]:
+            names[target + name.removeprefix(source)] = names.pop(name)
+        for name in [name for name in directories if name == source or name.startswith(inside)]:
+            directories.discard(name)
+            directories.add(target + name.removeprefix(source))
 
     def _find(self, path: Path) -> _Inode:
-        inode = self._names.get(path)
+        inode = self._names.get(str(path))
         if inode is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         return inode
@@ -246,22 +256,26 @@ class ModelFileSystem:
             self.on_operation(f"{operation} {path}")
 
 
-_Change = tuple[Path, Path | None, Path | None, _Inode | None]
+_Change = tuple[str, str | None, str | None, _Inode | None]
 
 
-def _moved_change(change: _Change, source: Path, target: Path) -> _Change:
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0] or "/"
+
+
+def _moved_change(change: _Change, source: str, target: str) -> _Change:
     """Put a change inside of a directory where that directory is now."""
 
-    def moved(path: Path | None) -> Path | None:
-        if path is not None and (path == source or source in path.parents):
-            return target / path.relative_to(source)
-        return path
+    def moved(name: str | None) -> str | None:
+        if name is not None and (name == source or name.startswith(source + "/")):
+            return target + name.removeprefix(source)
+        return name
 
     directory, removed, added, inode = change
     return moved(directory) or directory, moved(removed), moved(added), inode
 
 
-def _apply(names: dict[Path, _Inode], directories: set[Path], change: _Change) -> None:
+def _apply(names: dict[str, _Inode], directories: set[str], change: _Change) -> None:
     _, removed, added, inode = change
     if removed is not None and added is not None and inode is None:
         ModelFileSystem._move(names, directories, removed, added)
@@ -273,6 +287,8 @@ def _apply(names: dict[Path, _Inode], directories: set[Path], change: _Change) -
 
 
 def _content(inode: _Inode, kept: list[int], tear: random.Random | None) -> bytes:
+    if not kept:
+        return inode.durable
     content = bytearray(inode.durable)
     for at, (offset, data) in enumerate(inode.pending):
         if at not in kept:

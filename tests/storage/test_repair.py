@@ -443,8 +443,8 @@ def test_a_crash_during_a_repair_loses_nothing_more() -> None:
     for path, offset in ((segment, entry.value_offset), (logs[0], 32 + 10)):
         data = bytearray(fs.read(path))
         data[offset] ^= 1
-        fs._names[path].durable = bytes(data)
-        fs._names[path].content = data
+        fs._names[str(path)].durable = bytes(data)
+        fs._names[str(path)].content = data
     kept = {path.name: fs.read(path) for path in (segment, *logs)}
     images = points = 0
 
