@@ -3,7 +3,8 @@
 Threads: the *committer* groups waiting inserts, writes and syncs the log, applies them and answers; the
 *flusher* turns frozen memtables into segments; the *compactor* merges segments; the *timer* syncs on an
 interval, flushes by age, and watches memory; the *refitter* fits models anew when `max_error` changes; the
-*watcher* follows the directory of settings. Queries run in the caller's thread.
+*watcher* follows the directory of settings. Queries run in the caller's thread, and large ones in the
+*workers* beside it.
 """
 
 from __future__ import annotations
@@ -20,19 +21,21 @@ import msgspec
 from omendb.committer import Committer
 from omendb.config import Settings, check
 from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
-from omendb.executor import Scan, ShortAnswer, WindowScan, answer_short
+from omendb.executor import Scan, ShortAnswer, answer_short
 from omendb.flusher import Compactor, Flusher, Refitter, storage_error
 from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
 from omendb.jit.warmup import Warmed, warm_up
 from omendb.lifecycle import Lifecycle
+from omendb.merged import window_scan
 from omendb.metrics import Metrics, memory_gauges, memory_limit_bytes, package_version, process_memory
-from omendb.model import Batch, Columns, Windows, make_batch
+from omendb.model import BY_SERIES, Batch, Columns, Windows, make_batch
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats, Status
 from omendb.settings_source import SettingsSource, fixed
 from omendb.storage import backup, filenames
 from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
 from omendb.storage.recovery import Recovery, open_store
+from omendb.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from omendb.config import Value
+    from omendb.executor import WindowScan
+    from omendb.merged import MergedScan
     from omendb.reports import SettingState
     from omendb.storage.store import Store
 
@@ -112,6 +117,7 @@ class Engine:
         self._admin_lock = threading.Lock()  # one maintenance call at a time; taken before all others
         self._backup_lock = threading.Lock()  # one backup at a time; taken before all others
         self._settings_lock = threading.Lock()  # one change of settings at a time; taken after those two
+        self._workers = Workers()
         self._last_backup_seconds = 0.0
         self._threads: list[threading.Thread] = []
         self._started_at = time.monotonic()
@@ -204,6 +210,7 @@ class Engine:
         store = self._store
         if not self._lifecycle.close() or store is None:
             return
+        self._workers.close()
         self._committer.stop()
         self._flusher.wake()
         self._compactor.wake()
@@ -336,7 +343,7 @@ class Engine:
         ------
         NotReadyError, ClosedError
         """
-        return Scan(self._open_store().snapshot, query)
+        return Scan(self._open_store().snapshot, query, self._workers)
 
     def answer_short(self, query: RangeQuery | WindowQuery, *, columns: bool) -> ShortAnswer | None:
         """Answer a query that touches few rows as JSON; None when it is not one.
@@ -355,6 +362,7 @@ class Engine:
         end: int | None = None,
         series_id: int | ArrayLike | None = None,
         limit: int | None = None,
+        by: str | Sequence[str] = BY_SERIES,
     ) -> Windows:
         """Aggregates in windows of `step` timestamp units, for each series; empty windows are left out.
 
@@ -369,6 +377,8 @@ class Engine:
         series_id : int or array_like of int, optional
         limit : int, optional
             Windows at most, from the first.
+        by : str or sequence of str
+            ``series_id``: a row a series and window. Empty: one row a window, of the points of all series.
 
         Returns
         -------
@@ -378,16 +388,17 @@ class Engine:
         ------
         InvalidRequestError, CorruptionError, NotReadyError, ClosedError
         """
-        return self.window_scan(make_window_query(step, agg, start, end, series_id, limit)).windows()
+        query = make_window_query(step, agg, start, end, series_id, limit, by=by)
+        return self.window_scan(query).windows()
 
-    def window_scan(self, query: WindowQuery) -> WindowScan:
+    def window_scan(self, query: WindowQuery) -> WindowScan | MergedScan:
         """Bind a window query to the store as it is now; the windows come in pieces.
 
         Raises
         ------
         NotReadyError, ClosedError
         """
-        return WindowScan(self._open_store().snapshot, query)
+        return window_scan(self._open_store().snapshot, query, self._workers)
 
     def stats(self) -> Stats:
         """Figures of the store. Exact: counts distinct keys, which takes time when many overlap.

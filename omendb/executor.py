@@ -1,18 +1,21 @@
 """Runs queries: one snapshot each, sources pruned and merged in kernels, answers in bounded pieces.
 
 A scan belongs to one thread at a time. It holds its snapshot, and with it the mapped files, until it is
-dropped. Kernels release the GIL.
+dropped. Kernels release the GIL. A scan of many rows is cut into *shards* (`omendb.jit.split`), which `map`
+works on in several threads; the parts come in order all the same.
 """
 
 from __future__ import annotations
 
 import threading
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from omendb.jit import answer, layout, merge, search, window
+from omendb.jit import answer, layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
 
@@ -24,15 +27,27 @@ if TYPE_CHECKING:
     from omendb.storage.segment import Segment
     from omendb.storage.snapshot import Snapshot
     from omendb.storage.source import Source
+    from omendb.workers import Workers
 
 CHUNK_ROWS = 65_536
 """Rows of one piece of an answer, unless the caller asks for another size."""
 
-_NO_SERIES = np.empty(0, dtype=np.int64)
-_BOUND_STOP = 1 << 62
+BOUND_ROWS_MAX = 1 << 20
+"""Rows of a query are counted so far when it begins; how many more there are makes no difference to it."""
+
+SPLIT_ROWS = 131_072
+"""A scan that touches more rows is worth the way into other threads: it takes some 0.2 ms."""
+
+SHARD_ROWS = 262_144
+"""Rows of a shard of windows. Shards of rows are as large as the pieces of the answer."""
+
+NO_SERIES = np.empty(0, dtype=np.int64)
+
+Part = TypeVar("Part", Columns, Windows)
+Result = TypeVar("Result")
 
 
-class _Sources:
+class Sources:
     """The sources of one query, oldest first: the snapshot's segments, then what its memtables hold."""
 
     __slots__ = ("_memory", "segments", "table")
@@ -60,6 +75,11 @@ class _Sources:
         self.table: NDArray[np.int64] = table
 
     @property
+    def rows(self) -> int:
+        """Rows of all sources, whatever the query asks for."""
+        return int(self.table[:, layout.ROWS].sum())
+
+    @property
     def memory_rows(self) -> int:
         """Rows that came from memtables."""
         return sum(source.rows for source in self._memory)
@@ -74,19 +94,19 @@ class _Sources:
         self.segments[source].verify_rows(start, stop)
 
 
-class _Place:
+class Place:
     """How far a scan has come: it goes on after the last key that it has written.
 
     Parameters
     ----------
-    sources : _Sources
+    sources : Sources
     after : tuple of int, or None
         The key to begin after: a series, and a timestamp or the first one of a window.
     """
 
     __slots__ = ("_sources", "key", "resume", "series")
 
-    def __init__(self, sources: _Sources, after: tuple[int, int] | None) -> None:
+    def __init__(self, sources: Sources, after: tuple[int, int] | None) -> None:
         self._sources = sources
         self.resume = after is not None
         self.series, self.key = after or (0, 0)
@@ -136,42 +156,165 @@ class _Place:
             room = tuple(array[filled:] for array in arrays)
 
 
-class Scan:
-    """The rows of a range query, in order; iterate once.
+class Request:
+    """What a kernel is asked for: sources, series and a range of time.
+
+    Parameters
+    ----------
+    sources : Sources
+    query : RangeQuery or WindowQuery
+    """
+
+    __slots__ = ("end", "every_series", "series", "sources", "start", "table")
+
+    def __init__(self, sources: Sources, query: RangeQuery | WindowQuery) -> None:
+        self.sources = sources
+        self.table = sources.table
+        self.series: NDArray[np.int64] = NO_SERIES if query.series is None else query.series
+        self.every_series = query.series is None
+        self.start = query.start
+        self.end = query.end
+
+    @property
+    def arguments(self) -> tuple[NDArray[np.int64], NDArray[np.int64], bool, int, int]:
+        """The first arguments of every scan kernel."""
+        return self.table, self.series, self.every_series, self.start, self.end
+
+    def between(self, start: int, end: int) -> Request:
+        """Return the request for a part of the range of time, both ends inclusive."""
+        part = copy(self)
+        part.start, part.end = start, end
+        return part
+
+    def bound(self, after: tuple[int, int] | None) -> int:
+        """Bound the rows after a key from above; more than `BOUND_ROWS_MAX` are not counted exactly."""
+        return int(merge.bound_rows(*self.arguments, *(after or (0, 0)), after is not None, BOUND_ROWS_MAX))
+
+    def split(self, rows: int, after: tuple[int, int] | None, origin: int, step: int) -> list[Request]:
+        """Cut into requests of about `rows` rows that have the same answer, one after the other.
+
+        Parameters
+        ----------
+        rows : int
+        after : (int, int) or None
+            The row after which it begins.
+        origin, step : int
+            Windows that must stay whole; a step of 0 for none.
+        """
+        shards = np.empty((2 * (self.sources.rows // rows) + 2, split.SHARD_WIDTH), dtype=np.int64)
+        count, _ = split.split_scan(
+            *self.arguments, *(after or (0, 0)), after is not None, origin, step, rows, shards
+        )
+        if count <= 1:
+            return [self] * int(count)
+        return [self._part(shard) for shard in shards[:count]]
+
+    def _part(self, shard: NDArray[np.int64]) -> Request:
+        """Return the request for a shard alone."""
+        part = copy(self)
+        first, last, part.start, part.end, _ = shard.tolist()
+        if self.every_series:
+            part.table = np.empty_like(self.table)
+            split.narrow_sources(self.table, first, last, part.table)
+        else:
+            low, high = np.searchsorted(self.series, first), np.searchsorted(self.series, last, "right")
+            part.series = self.series[low:high]
+        return part
+
+
+class _Scan(Generic[Part]):
+    """What scans of rows and of windows have in common.
+
+    Attributes
+    ----------
+    row_bound : int
+        The answer has, and touches, at most this many rows; or more than `BOUND_ROWS_MAX`.
+    cursor : str or None
+        Set when `chunks`, or `map`, is exhausted: where to go on when the limit cut the answer.
+    workers : Workers or None
+        The threads that `map` uses.
+    """
+
+    row_bound: int
+    cursor: str | None
+    workers: Workers | None
+
+    def __init__(self, limit: int | None, workers: Workers | None) -> None:
+        self.cursor = None
+        self._limit = limit
+        self.workers = workers
+        self._shards: list[Request] | None = None
+
+    def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Part]:
+        """Yield the answer in pieces of at most `rows_max`; an empty answer yields nothing.
+
+        Raises
+        ------
+        CorruptionError
+            Naming the segment; what was yielded before is right.
+        """
+        raise NotImplementedError
+
+    def map(self, function: Callable[[Part], Result], rows_max: int = CHUNK_ROWS) -> Iterator[Result]:
+        """Yield what a function makes of each piece, in order; large answers are made in several threads.
+
+        Parameters
+        ----------
+        function : callable
+            Is called in any thread, also in several at once.
+        rows_max : int
+            Rows of a piece at most.
+
+        Raises
+        ------
+        CorruptionError
+            In its turn: what was yielded before is right.
+        """
+        workers = self.workers
+        if workers is None or self.row_bound <= SPLIT_ROWS:
+            return map(function, self.chunks(rows_max))
+        if self._limit is not None:
+            # How much of a part belongs to the answer is known only when those before it are made.
+            return workers.map(function, self.chunks(rows_max))
+        self.cursor = None
+
+        def work(request: Request) -> list[Result]:
+            return [function(part) for part in self._pieces(request, rows_max)]
+
+        return chain.from_iterable(workers.map(work, self._requests(rows_max)))
+
+    def _requests(self, rows_max: int) -> list[Request]:
+        raise NotImplementedError
+
+    def _pieces(self, request: Request, rows_max: int) -> Iterator[Part]:
+        """Yield the whole answer to a request in pieces."""
+        raise NotImplementedError
+
+
+class Scan(_Scan[Columns]):
+    """The rows of a range query, in order.
 
     Parameters
     ----------
     snapshot : Snapshot
     query : RangeQuery
+    workers : Workers, optional
+        Threads for `map` and `count`.
 
     Attributes
     ----------
-    cursor : str or None
-        Set when `chunks` is exhausted: where to go on when the limit cut the answer.
+    row_bound, cursor
     """
 
-    def __init__(self, snapshot: Snapshot, query: RangeQuery) -> None:
+    def __init__(self, snapshot: Snapshot, query: RangeQuery, workers: Workers | None = None) -> None:
+        super().__init__(query.limit, workers)
         self.query = query
-        self.cursor: str | None = None
         limit = query.limit
         # One row more than asked for, so that a kernel can tell whether the answer was cut.
-        self._sources = _Sources(snapshot, query, INT64_MAX if limit is None else limit + 1)
-        self._series = _NO_SERIES if query.series is None else query.series
-        self._every_series = query.series is None
-        resume = query.after is not None
-        self._after = query.after or (0, 0)
-        bound = merge.bound_rows(
-            self._sources.table,
-            self._series,
-            self._every_series,
-            query.start,
-            query.end,
-            self._after[0],
-            self._after[1],
-            resume,
-            _BOUND_STOP,
-        )
-        self.row_bound: int = int(bound) if limit is None else min(int(bound), limit)
+        self._sources = Sources(snapshot, query, INT64_MAX if limit is None else limit + 1)
+        self._request = Request(self._sources, query)
+        bound = self._request.bound(query.after)
+        self.row_bound = bound if limit is None else min(bound, limit)
 
     def count(self) -> int:
         """Count the rows that `chunks` yields.
@@ -180,31 +323,28 @@ class Scan:
         ------
         CorruptionError
         """
-        query = self.query
-        table = self._sources.table
-        after_series, after_timestamp = self._after
-        resume = query.after is not None
+        if self.workers is None or self.row_bound <= SPLIT_ROWS:
+            total = self._count(self._request)
+        else:
+            total = sum(self.workers.map(self._count, self._requests(SHARD_ROWS)))
+        limit = self.query.limit
+        return total if limit is None else min(total, limit)
+
+    def _count(self, request: Request) -> int:
+        after = self.query.after
         total = 0
         while True:
             count, status, source, start, stop = merge.count_rows(
-                table,
-                self._series,
-                self._every_series,
-                query.start,
-                query.end,
-                after_series,
-                after_timestamp,
-                resume,
+                *request.arguments, *(after or (0, 0)), after is not None
             )
             if status != layout.STATUS_VERIFY:
-                total += int(count)
-                return total if query.limit is None else min(total, query.limit)
+                return total + int(count)
             self._sources.verify(source, start, stop)
             # What was counted are whole series, all before the one that was reached: go on from there.
-            reached = int(merge.find_series(table, source, start))
-            if reached > 0 and (not resume or reached > after_series):
+            reached = int(merge.find_series(request.table, source, start))
+            if reached > 0 and (after is None or reached > after[0]):
                 total += int(count)
-                after_series, after_timestamp, resume = reached - 1, INT64_MAX, True
+                after = (reached - 1, INT64_MAX)
 
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Columns]:
         """Yield the rows in pieces of at most `rows_max`; an empty answer yields nothing.
@@ -214,23 +354,32 @@ class Scan:
         CorruptionError
             Naming the segment; what was yielded before is right.
         """
-        query = self.query
-        request = (self._sources.table, self._series, self._every_series, query.start, query.end)
-        place = _Place(self._sources, query.after)
-        left = self.row_bound
+        return self._pieces(self._request, rows_max)
+
+    def _pieces(self, request: Request, rows_max: int) -> Iterator[Columns]:
+        arguments = request.arguments
+        place = Place(self._sources, self.query.after)
+        limit = self.query.limit
+        left = INT64_MAX if limit is None else limit
+        # Past the bound there is nothing: arrays of its size are large enough.
+        bound = self.row_bound if self.row_bound <= BOUND_ROWS_MAX else INT64_MAX
         while left > 0:
-            size = min(rows_max, left)
+            size = min(rows_max, left, max(bound, 1))
             series = np.empty(size, dtype=np.int64)
             timestamp = np.empty(size, dtype=np.int64)
             value = np.empty(size, dtype=np.float64)
-            filled, done = place.fill(merge.scan_rows, request, (), (series, timestamp, value))
+            filled, done = place.fill(merge.scan_rows, arguments, (), (series, timestamp, value))
             left -= filled
+            bound -= filled
             if done:
                 left = 0
             elif left == 0:
-                self.cursor = encode_cursor(query.identity, (place.series, place.key))
+                self.cursor = encode_cursor(self.query.identity, (place.series, place.key))
             if filled:
                 yield Columns(series[:filled], timestamp[:filled], value[:filled])
+
+    def _requests(self, rows_max: int) -> list[Request]:
+        return self._request.split(rows_max, self.query.after, 0, 0)
 
     def view(self) -> Columns | None:
         """The whole answer without copying, when one segment holds it; else None.
@@ -289,45 +438,39 @@ class Scan:
         answer = self.view()
         if answer is not None:
             return answer
-        for chunk in self.chunks(max(self.row_bound, 1)):
+        if self.row_bound > BOUND_ROWS_MAX:
+            rows_max = self._sources.rows
+        else:
+            rows_max = max(self.row_bound, 1)
+        for chunk in self.chunks(rows_max):
             return chunk
-        return Columns(_NO_SERIES, _NO_SERIES, np.empty(0, dtype=np.float64))
+        return Columns(NO_SERIES, NO_SERIES, np.empty(0, dtype=np.float64))
 
 
-class WindowScan:
-    """The windows of a window query, in order; iterate once.
+class WindowScan(_Scan[Windows]):
+    """The windows of a window query, a row a series and window, in order.
 
     Parameters
     ----------
     snapshot : Snapshot
     query : WindowQuery
+        By series.
+    workers : Workers, optional
+        Threads for `map`, `count` and `windows`.
 
     Attributes
     ----------
-    row_bound : int
-        The answer has at most this many windows, and touches at most this many rows.
-    cursor : str or None
-        Set when `chunks` is exhausted: where to go on when the limit cut the answer.
+    row_bound, cursor
     """
 
-    def __init__(self, snapshot: Snapshot, query: WindowQuery) -> None:
+    def __init__(self, snapshot: Snapshot, query: WindowQuery, workers: Workers | None = None) -> None:
+        super().__init__(query.limit, workers)
+        assert query.by
         self.query = query
-        self.cursor: str | None = None
-        self._sources = _Sources(snapshot, query, INT64_MAX)
-        self._series = _NO_SERIES if query.series is None else query.series
-        self.row_bound: int = int(
-            merge.bound_rows(
-                self._sources.table,
-                self._series,
-                query.series is None,
-                query.start,
-                query.end,
-                0,
-                0,
-                False,
-                _BOUND_STOP,
-            )
-        )
+        self._sources = Sources(snapshot, query, INT64_MAX)
+        self._request = Request(self._sources, query)
+        # The rows of a window that was answered already may count as well: a bound it is all the same.
+        self.row_bound = self._request.bound(None)
 
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Windows]:
         """Yield the windows in pieces of at most `rows_max`; an empty answer yields nothing.
@@ -336,26 +479,23 @@ class WindowScan:
         ------
         CorruptionError
         """
+        return self._pieces(self._request, rows_max)
+
+    def _pieces(self, request: Request, rows_max: int) -> Iterator[Windows]:
         query = self.query
-        request = (
-            self._sources.table,
-            self._series,
-            query.series is None,
-            query.start,
-            query.end,
-            query.origin,
-            query.step,
-        )
-        want_variance = "stddev" in query.aggregates
-        place = _Place(self._sources, query.after)
-        left = self._window_bound()
+        arguments = (*request.arguments, query.origin, query.step)
+        options = ("stddev" in query.aggregates, False)
+        place = Place(self._sources, query.after)
+        left = INT64_MAX if query.limit is None else query.limit
+        bound = self._window_bound()
         while left > 0:
-            size = min(rows_max, left)
+            size = min(rows_max, left, max(bound, 1))
             series, start, count = (np.empty(size, dtype=np.int64) for _ in range(3))
             total, low, high, first, last, squares = (np.empty(size, dtype=np.float64) for _ in range(6))
-            arrays = (series, start, count, total, low, high, first, last, squares)
-            filled, done = place.fill(window.scan_windows, request, (want_variance,), arrays)
+            arrays = (series, start, count, total, low, high, first, last, squares, series, series)
+            filled, done = place.fill(window.scan_windows, arguments, options, arrays)
             left -= filled
+            bound -= filled
             if done:
                 left = 0
             elif left == 0:
@@ -363,7 +503,7 @@ class WindowScan:
             if not filled:
                 continue
             cut = slice(0, filled)
-            columns = _columns(
+            columns = make_columns(
                 query.aggregates,
                 count[cut],
                 total[cut],
@@ -372,6 +512,12 @@ class WindowScan:
             )
             yield Windows(series[cut], start[cut], columns)
 
+    def _requests(self, rows_max: int) -> list[Request]:
+        if self._shards is None:
+            query = self.query
+            self._shards = self._request.split(SHARD_ROWS, None, query.origin, query.step)
+        return self._shards
+
     def count(self) -> int:
         """Count the windows that `chunks` yields, by making them.
 
@@ -379,9 +525,7 @@ class WindowScan:
         ------
         CorruptionError
         """
-        count = sum(part.count for part in self.chunks())
-        self.cursor = None
-        return count
+        return count_windows(self)
 
     def windows(self) -> Windows:
         """The whole answer.
@@ -390,32 +534,57 @@ class WindowScan:
         ------
         CorruptionError
         """
-        parts = list(self.chunks())
-        if not parts:
-            empty = {
-                name: np.empty(0, dtype=np.int64 if name == "count" else np.float64)
-                for name in self.query.aggregates
-            }
-            return Windows(_NO_SERIES, _NO_SERIES, empty)
-        if len(parts) == 1:
-            return parts[0]
-        return Windows(
-            np.concatenate([part.series_id for part in parts]),
-            np.concatenate([part.timestamp for part in parts]),
-            {name: np.concatenate([part.columns[name] for part in parts]) for name in self.query.aggregates},
-        )
+        return join_windows(self)
 
     def _window_bound(self) -> int:
         """At most this many windows: no more than rows, nor than fit the range."""
         query = self.query
-        bound = self.row_bound
+        bound = self.row_bound if self.row_bound <= BOUND_ROWS_MAX else INT64_MAX
         if query.series is not None and query.start != INT64_MIN and query.end != INT64_MAX:
             each = (query.end - query.start) // query.step + 2
             bound = min(bound, each * len(query.series))
-        return bound if query.limit is None else min(bound, query.limit)
+        return bound
 
 
-def _columns(
+class WindowSource(Protocol):
+    """A scan of windows, by series or merged."""
+
+    query: WindowQuery
+    cursor: str | None
+
+    def map(self, function: Callable[[Windows], Result], rows_max: int = CHUNK_ROWS) -> Iterator[Result]:
+        """See `Scan.map`."""
+        ...
+
+
+def count_windows(scan: WindowSource) -> int:
+    """Count windows by making them."""
+    count = sum(scan.map(lambda part: part.count))
+    scan.cursor = None
+    return count
+
+
+def join_windows(scan: WindowSource) -> Windows:
+    """Return the whole answer as one."""
+    parts = list(scan.map(lambda part: part))
+    if len(parts) == 1:
+        return parts[0]
+    names, by_series = scan.query.aggregates, bool(scan.query.by)
+    series = [part.series_id for part in parts if part.series_id is not None]
+    # Of no parts, too, the columns have their types.
+    dtypes = {name: np.int64 if name == "count" else np.float64 for name in names}
+    return Windows(
+        _joined(series, np.int64) if by_series else None,
+        _joined([part.timestamp for part in parts], np.int64),
+        {name: _joined([part.columns[name] for part in parts], dtypes[name]) for name in names},
+    )
+
+
+def _joined(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+
+
+def make_columns(
     names: tuple[str, ...],
     count: NDArray[np.int64],
     total: NDArray[np.float64],
@@ -485,20 +654,20 @@ def answer_short(snapshot: Snapshot, query: RangeQuery | WindowQuery, *, columns
     room = workspace.room
     limit = INT64_MAX if query.limit is None else query.limit
     every_series = query.series is None
-    series = _NO_SERIES if query.series is None else query.series
+    series = NO_SERIES if query.series is None else query.series
     place = (*(query.after or (0, 0)), query.after is not None)
     span = (query.start, query.end)
     call: Callable[[], tuple[int, int, int, int, int, int]]
     if isinstance(query, RangeQuery):
         fields = workspace.layout(None, columns=columns).fields
-        sources = _Sources(snapshot, query, min(limit, INT64_MAX - 1) + 1)
+        sources = Sources(snapshot, query, min(limit, SHORT_ROWS) + 1)
         call = partial(
             answer.answer_rows,
             *(sources.table, series, every_series, *span, *place, limit, room, fields, columns),
         )
     else:
         fields = workspace.layout(query.aggregates, columns=columns).fields
-        sources = _Sources(snapshot, query, INT64_MAX)
+        sources = Sources(snapshot, query, SHORT_ROWS + 1)
         windows = (query.origin, query.step)
         variance = "stddev" in query.aggregates
         call = partial(

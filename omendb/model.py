@@ -22,6 +22,9 @@ INT64_MAX = 2**63 - 1
 AGGREGATES = ("count", "sum", "min", "max", "mean", "first", "last", "stddev")
 """The window aggregates, in the order of the columns that the kernels write."""
 
+BY_SERIES = ("series_id",)
+"""What the rows of a window query are by, unless told otherwise; the other way is by nothing: ``()``."""
+
 
 class Batch(NamedTuple):
     """Points that are stored together, all or none.
@@ -69,7 +72,8 @@ class Windows:
 
     Attributes
     ----------
-    series_id : ndarray of int64, shape (n,)
+    series_id : ndarray of int64, shape (n,), or None
+        None when all series were merged.
     timestamp : ndarray of int64, shape (n,)
         First timestamp of the window.
     columns : dict of str to ndarray, each of shape (n,)
@@ -77,7 +81,7 @@ class Windows:
         population (divisor n).
     """
 
-    series_id: NDArray[np.int64]
+    series_id: NDArray[np.int64] | None
     timestamp: NDArray[np.int64]
     columns: dict[str, NDArray[Any]]
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from omendb.errors import InvalidRequestError
-from omendb.model import AGGREGATES, INT64_MAX, INT64_MIN
+from omendb.model import AGGREGATES, BY_SERIES, INT64_MAX, INT64_MIN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,10 @@ class WindowQuery(msgspec.Struct, frozen=True, eq=False):
     limit : int or None
         Windows of the answer at most.
     after : tuple of int, or None
-        Only windows after this ``(series_id, first timestamp)``.
+        Only windows after this ``(series_id, first timestamp)``; the series counts for nothing when they are
+        merged.
+    by : tuple of str
+        `omendb.model.BY_SERIES`: a row a series and window; empty: all series are merged into a row a window.
     """
 
     step: int
@@ -79,11 +82,13 @@ class WindowQuery(msgspec.Struct, frozen=True, eq=False):
     series: NDArray[np.int64] | None = None
     limit: int | None = None
     after: tuple[int, int] | None = None
+    by: tuple[str, ...] = BY_SERIES
 
     @property
     def identity(self) -> int:
         """A number that tells this query from another, whatever its limit and cursor."""
-        return _identity(self.start, self.end, self.series, self.step)
+        identity = _identity(self.start, self.end, self.series, self.step)
+        return identity if self.by else zlib.crc32(b"merged", identity)
 
 
 def make_range_query(
@@ -126,6 +131,7 @@ def make_window_query(
     series_id: int | ArrayLike | None = None,
     limit: int | None = None,
     cursor: str | None = None,
+    by: str | Sequence[str] = BY_SERIES,
 ) -> WindowQuery:
     """Validate a window query.
 
@@ -137,6 +143,9 @@ def make_window_query(
         Names of `omendb.model.AGGREGATES`; a string may hold several, with commas.
     start, end, series_id, limit, cursor
         As in `make_range_query`. Windows are aligned to `start`; without it, to multiples of `step`.
+    by : str or sequence of str
+        ``series_id``: each series has windows of its own. Empty: the windows are those of all series
+        together.
 
     Raises
     ------
@@ -160,20 +169,11 @@ def make_window_query(
         end=high,
         series=_series(series_id),
         limit=_limit(limit),
+        by=_by(by),
     )
     if cursor is None:
         return query
-    after = decode_cursor(cursor, query.identity)
-    return WindowQuery(
-        query.step,
-        query.aggregates,
-        query.origin,
-        query.start,
-        query.end,
-        query.series,
-        query.limit,
-        after,
-    )
+    return msgspec.structs.replace(query, after=decode_cursor(cursor, query.identity))
 
 
 def encode_cursor(identity: int, after: tuple[int, int]) -> str:
@@ -201,7 +201,8 @@ def decode_cursor(cursor: str, identity: int) -> tuple[int, int]:
         raise InvalidRequestError(f"cursor version {version} is not known", "cursor")
     if owner != identity:
         raise InvalidRequestError(
-            "cursor belongs to another query: repeat start, end, series_id and step as they were", "cursor"
+            "cursor belongs to another query: repeat start, end, series_id, step and by as they were",
+            "cursor",
         )
     return series_id, timestamp
 
@@ -272,3 +273,10 @@ def _aggregates(given: str | Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) != len(names):
         raise InvalidRequestError("agg must name aggregates, each once", "agg")
     return tuple(names)
+
+
+def _by(given: str | Sequence[str]) -> tuple[str, ...]:
+    names = tuple(name for name in given.split(",") if name) if isinstance(given, str) else tuple(given)
+    if names not in ((), BY_SERIES):
+        raise InvalidRequestError(f"by must be series_id or empty, got {given!r}", "by")
+    return names

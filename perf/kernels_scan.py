@@ -159,8 +159,11 @@ def windows_of(window_rows: int, variance: bool = False) -> Callable[[NDArray[np
                 *after,
                 total > 0,
                 variance,
+                False,
                 *integers,
                 *floats,
+                EVERY_SERIES,
+                EVERY_SERIES,
             )
             total += int(integers[2][:written].sum())
             if status == layout.STATUS_DONE:

@@ -6,22 +6,28 @@ the dict does. Run more of it with ``HYPOTHESIS_PROFILE=thorough``.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from omendb import executor, merged
 from omendb.config import Settings
-from omendb.executor import Scan, WindowScan
+from omendb.executor import Scan
+from omendb.merged import window_scan
 from omendb.model import AGGREGATES, INT64_MAX, INT64_MIN, make_batch
 from omendb.query import make_range_query, make_window_query
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
+from omendb.workers import Workers
 
 # Few series and a narrow range of time, so that keys meet; now and then the ends of the range.
 series_ids = st.one_of(st.integers(0, 5), st.sampled_from([2**40, 2**63 - 1]))
@@ -37,6 +43,8 @@ points = st.lists(st.tuples(series_ids, timestamps, values), min_size=1, max_siz
 bounds = st.tuples(st.none() | timestamps, st.none() | timestamps).map(
     lambda b: b if None in b else (min(b), max(b))
 )
+# So small that shards, slabs and tables of a few rows meet all their edges.
+sizes = st.sampled_from([1, 3, 20])
 filters = st.none() | st.lists(series_ids, min_size=1, max_size=4)
 
 
@@ -47,6 +55,7 @@ class StoreModel(RuleBasedStateMachine):
         self.expected: dict[tuple[int, int], float] = {}
         self.held: list = []
         self.settings = Settings(max_error=4)
+        self.workers = Workers(2)
 
     @initialize(max_error=st.sampled_from([0, 1, 8, 64, 1_000_000]))
     def start(self, max_error) -> None:
@@ -136,6 +145,17 @@ class StoreModel(RuleBasedStateMachine):
         assert rows_of(scan.chunks(rows_max)) == expected
         assert scan.cursor is None
 
+    @rule(bounds=bounds, series=filters, size=sizes, rows_max=st.sampled_from([1, 7, 1000]))
+    def query_in_threads(self, bounds, series, size, rows_max) -> None:
+        expected = self.select(bounds, series)
+        with split_into(size):
+            scan = Scan(self.store.snapshot, make_range_query(*bounds, series), self.workers)
+            assert scan.count() == len(expected)
+            parts = list(scan.map(lambda part: rows_of([part]), rows_max))
+
+        assert all(0 < len(part) <= rows_max for part in parts)
+        assert list(itertools.chain.from_iterable(parts)) == expected
+
     @rule(bounds=bounds, series=series_ids)
     def query_without_copy(self, bounds, series) -> None:
         columns = Scan(self.store.snapshot, make_range_query(*bounds, series)).columns()
@@ -169,20 +189,25 @@ class StoreModel(RuleBasedStateMachine):
         series=filters,
         step=st.one_of(st.integers(1, 50), st.sampled_from([1000, 2**40, INT64_MAX])),
         limit=st.none() | st.integers(1, 10),
+        by=st.sampled_from(["series_id", ""]),
+        size=st.none() | sizes,
     )
-    def windows(self, bounds, series, step, limit) -> None:
+    def windows(self, bounds, series, step, limit, by, size) -> None:
         start, end = bounds
         if start is not None and end is not None and (end - start) // step >= 1_000_000:
             return
-        expected = self.expected_windows(bounds, series, step)
+        expected = self.expected_windows(bounds, series, step, by)
         found: list = []
         cursor = None
         while True:
-            query = make_window_query(step, AGGREGATES, start, end, series, limit, cursor)
-            scan = WindowScan(self.store.snapshot, query)
-            for part in scan.chunks(5):
-                columns = [part.columns[name].tolist() for name in AGGREGATES]
-                found += zip(part.series_id.tolist(), part.timestamp.tolist(), *columns, strict=True)
+            query = make_window_query(step, AGGREGATES, start, end, series, limit, cursor, by)
+            with split_into(size):
+                scan = window_scan(self.store.snapshot, query, None if size is None else self.workers)
+                for part in scan.map(lambda part: part, 5):
+                    assert 0 < part.count <= 5
+                    columns = [part.columns[name].tolist() for name in AGGREGATES]
+                    ids = [0] * part.count if part.series_id is None else part.series_id.tolist()
+                    found += zip(ids, part.timestamp.tolist(), *columns, strict=True)
             cursor = scan.cursor
             if cursor is None:
                 break
@@ -207,6 +232,7 @@ class StoreModel(RuleBasedStateMachine):
                 (None, None), None
             )
             self.store.release()
+        self.workers.close()
         shutil.rmtree(self.directory)
 
     def select(self, bounds, series) -> list:
@@ -218,16 +244,35 @@ class StoreModel(RuleBasedStateMachine):
             if low <= key[1] <= high and (series is None or key[0] in series)
         )
 
-    def expected_windows(self, bounds, series, step) -> list:
+    def expected_windows(self, bounds, series, step, by) -> list:
         origin = bounds[0] or 0
-        windows: dict[tuple[int, int], list[float]] = {}
+        windows: dict[tuple[int, int], list[tuple[int, int, float]]] = {}
         for series_id, timestamp, value in self.select(bounds, series):
-            window = origin + (timestamp - origin) // step * step
-            windows.setdefault((series_id, max(window, INT64_MIN)), []).append(value)
-        return [
-            (*key, len(v), sum(v), min(v), max(v), sum(v) / len(v), v[0], v[-1], float(np.std(v)))
-            for key, v in sorted(windows.items())
-        ]
+            window = max(origin + (timestamp - origin) // step * step, INT64_MIN)
+            key = (series_id if by else 0, window)
+            windows.setdefault(key, []).append((timestamp, series_id, value))
+        answer = []
+        for key, points in sorted(windows.items()):
+            # Of equal times the first one is the lowest series, and the last one the highest.
+            v = [value for *_, value in sorted(points)]
+            answer.append(
+                (*key, len(v), sum(v), min(v), max(v), sum(v) / len(v), v[0], v[-1], float(np.std(v)))
+            )
+        return answer
+
+
+@contextlib.contextmanager
+def split_into(size):
+    """Let whatever has more than `size` rows or windows be worked on in parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        if size is not None:
+            patch.setattr(executor, "SPLIT_ROWS", 0)
+            patch.setattr(executor, "SHARD_ROWS", size)
+            patch.setattr(merged, "SPLIT_ROWS", 0)
+            patch.setattr(merged, "SHARD_ROWS", size)
+            patch.setattr(merged, "TABLE_WINDOWS_MAX", size)
+            patch.setattr(merged, "BATCH_WINDOWS", size)
+        yield
 
 
 def rows_of(chunks) -> list:

@@ -85,3 +85,25 @@ def test_windows_are_bounded_and_aligned() -> None:
     with pytest.raises(InvalidRequestError, match="windows"):
         make_window_query(2, start=INT64_MIN, end=INT64_MAX)
     make_window_query(INT64_MAX, start=INT64_MIN, end=INT64_MAX)
+
+
+def test_windows_are_by_series_or_by_nothing() -> None:
+    assert make_window_query(10).by == ("series_id",)
+    assert make_window_query(10, by="series_id").by == ("series_id",)
+    assert make_window_query(10, by="").by == make_window_query(10, by=()).by == ()
+
+
+@pytest.mark.parametrize("by", ["series", "series_id,timestamp", "series_id,series_id", ("value",)])
+def test_windows_by_anything_else_are_refused(by) -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        make_window_query(10, by=by)
+
+    assert error.value.field == "by"
+
+
+def test_a_cursor_belongs_to_what_the_windows_are_by() -> None:
+    cursor = encode_cursor(make_window_query(10, by="").identity, (0, 30))
+
+    assert make_window_query(10, by="", cursor=cursor).after == (0, 30)
+    with pytest.raises(InvalidRequestError):
+        make_window_query(10, cursor=cursor)

@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     help="What to tell of each window: count, sum, min, max, mean, first, last, stddev.",
 )
 @click.option(
+    "--by",
+    type=click.Choice(["series_id", "", "none"]),
+    default="series_id",
+    show_default=True,
+    help="A row a series and window, or (none, or an empty text) a row a window for all series together.",
+)
+@click.option(
     "--format",
     "form",
     type=click.Choice(["csv", "json", "columns"]),
@@ -51,6 +58,7 @@ def query_command(
     limit: int | None,
     step: int | None,
     agg: str,
+    by: str,
     form: str,
 ) -> None:
     """Write points, or windows of them, in the order of (series_id, timestamp).
@@ -63,8 +71,11 @@ def query_command(
     """
     from omendb.cli.target import Question
 
+    by_series = by == "series_id"
+    if not by_series and step is None:
+        raise click.UsageError("--by needs --step, the length of a window.")
     names = tuple(name.strip() for name in agg.split(",")) if step is not None else ()
-    question = Question(start, end, tuple(series_id), limit, step, names)
+    question = Question(start, end, tuple(series_id), limit, step, names, by_series)
     output = sys.stdout.buffer
     if form == "csv":
         from omendb.cli.csv_writer import write_csv

@@ -36,6 +36,8 @@ class Question:
         Width of a window in timestamp units; None asks for points.
     agg : tuple of str
         Aggregates of a window, in the order of the output.
+    by_series : bool
+        A row a series and window; else a row a window, of the points of all series.
     """
 
     start: int | None = None
@@ -44,11 +46,13 @@ class Question:
     limit: int | None = None
     step: int | None = None
     agg: tuple[str, ...] = ()
+    by_series: bool = True
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the answer's columns, in order."""
-        return ("series_id", "timestamp", *(("value",) if self.step is None else self.agg))
+        keys = ("series_id", "timestamp") if self.by_series else ("timestamp",)
+        return (*keys, *(("value",) if self.step is None else self.agg))
 
 
 class Target(Protocol):

@@ -216,6 +216,7 @@ def _query_path(question: Question, form: str, limit: int | None, cursor: str | 
         "limit": limit,
         "step": question.step,
         "agg": ",".join(question.agg) if question.step is not None else None,
+        "by": None if question.by_series else "",
         "format": None if form == "json" else form,
         "cursor": cursor,
     }

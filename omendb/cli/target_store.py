@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 
 from omendb.engine import Engine
-from omendb.executor import CHUNK_ROWS, Scan
-from omendb.model import Windows
+from omendb.executor import CHUNK_ROWS
+from omendb.model import BY_SERIES, Windows
 from omendb.query import make_range_query, make_window_query
 from omendb.server import encode
 from omendb.settings_source import load
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from omendb.cli.target import Page, Question
-    from omendb.executor import WindowScan
+    from omendb.executor import Scan, WindowScan
+    from omendb.merged import MergedScan
     from omendb.model import Batch, Columns
 
 
@@ -61,14 +62,11 @@ class StoreTarget:
     def document(self, question: Question, form: str) -> Iterator[bytes]:
         """Answer as one JSON document in the form of the HTTP API."""
         scan = self._scan(question)
-        if isinstance(scan, Scan):
-            count = scan.count()
-        else:  # which windows are empty is known only when they have been made
-            count = sum(rows.count for rows in scan.chunks())
+        count = scan.count()
         if form == "json":
             return encode.stream_rows(scan, count, CHUNK_ROWS)
         names = None if question.step is None else question.agg
-        return encode.stream_columns(scan, names, count, CHUNK_ROWS)
+        return encode.stream_columns(scan, names, count, CHUNK_ROWS, by_series=question.by_series)
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of the store."""
@@ -90,19 +88,25 @@ class StoreTarget:
         made: dict[str, Any] = msgspec.to_builtins(self._engine.backup(directory, verify=verify))
         return made
 
-    def _scan(self, question: Question) -> Scan | WindowScan:
+    def _scan(self, question: Question) -> Scan | WindowScan | MergedScan:
         series = list(question.series_id) or None
         if question.step is None:
             return self._engine.scan(make_range_query(question.start, question.end, series, question.limit))
         return self._engine.window_scan(
             make_window_query(
-                question.step, question.agg, question.start, question.end, series, question.limit
+                question.step,
+                question.agg,
+                question.start,
+                question.end,
+                series,
+                question.limit,
+                by=BY_SERIES if question.by_series else (),
             )
         )
 
 
 def _page(rows: Columns | Windows) -> Page:
-    keys: Page = {"series_id": rows.series_id, "timestamp": rows.timestamp}
+    keys: Page = {} if rows.series_id is None else {"series_id": rows.series_id}
     if isinstance(rows, Windows):
-        return {**keys, **rows.columns}
-    return {**keys, "value": rows.value}
+        return {**keys, "timestamp": rows.timestamp, **rows.columns}
+    return {**keys, "timestamp": rows.timestamp, "value": rows.value}

@@ -306,6 +306,7 @@ def answer_windows(
         after_window,
         resume,
         want_variance,
+        False,
         integers_at(integers, size),
         integers_at(integers + 8 * capacity, size),
         count,
@@ -315,6 +316,8 @@ def answer_windows(
         floats_at(floats + 24 * capacity, size),
         floats_at(floats + 32 * capacity, size),
         squares,
+        integers_at(integers, 0),
+        integers_at(integers, 0),
     )
     work[0, 0] = 0  # what is used below here is not freed above
     scratch_timestamp[0] = 0

@@ -122,6 +122,7 @@ def scan_windows(
     after_window: int,
     resume: bool,
     want_variance: bool,
+    want_times: bool,
     out_series: NDArray[np.int64],
     out_window: NDArray[np.int64],
     out_count: NDArray[np.int64],
@@ -131,6 +132,8 @@ def scan_windows(
     out_first: NDArray[np.float64],
     out_last: NDArray[np.float64],
     out_m2: NDArray[np.float64],
+    out_first_at: NDArray[np.int64],
+    out_last_at: NDArray[np.int64],
 ) -> tuple[int, int, int, int, int]:
     """Write the aggregates of every window that holds rows, in order of ``(series_id, window start)``.
 
@@ -148,12 +151,16 @@ def scan_windows(
         Whether this continues an earlier scan.
     want_variance : bool
         Whether to write `out_m2`; else it may be empty.
+    want_times : bool
+        Whether to write `out_first_at` and `out_last_at`; else they may be empty.
     out_series, out_window, out_count : ndarray of int64, shape (n,)
         Series, first timestamp of the window (cut to int64, not to `start`), rows.
     out_sum, out_min, out_max, out_first, out_last : ndarray of float64, shape (n,)
         Of the window's values; first and last in time.
     out_m2 : ndarray of float64, shape (n,)
         Sum of squared deviations from the window's mean: variance times count.
+    out_first_at, out_last_at : ndarray of int64, shape (n,)
+        Timestamps of the first and the last value.
 
     Returns
     -------
@@ -184,6 +191,7 @@ def scan_windows(
         after_window,
         resume,
         want_variance,
+        want_times,
         borrowed(out_series),
         borrowed(out_window),
         borrowed(out_count),
@@ -193,6 +201,8 @@ def scan_windows(
         borrowed(out_first),
         borrowed(out_last),
         borrowed(out_m2),
+        borrowed(out_first_at),
+        borrowed(out_last_at),
     )
     work[0, 0] = 0  # what is used below here is not freed above
     scratch_timestamp[0] = 0
@@ -216,6 +226,7 @@ def scan_borrowed(
     after_window: int,
     resume: bool,
     want_variance: bool,
+    want_times: bool,
     out_series: NDArray[np.int64],
     out_window: NDArray[np.int64],
     out_count: NDArray[np.int64],
@@ -225,6 +236,8 @@ def scan_borrowed(
     out_first: NDArray[np.float64],
     out_last: NDArray[np.float64],
     out_m2: NDArray[np.float64],
+    out_first_at: NDArray[np.int64],
+    out_last_at: NDArray[np.int64],
 ) -> tuple[int, int, int, int, int]:
     """Do `scan_windows` with borrowed arrays, a workspace and room to merge into."""
     scratch_timestamps = int(np.int64(scratch_timestamp.ctypes.data))
@@ -308,6 +321,7 @@ def scan_borrowed(
                     is_open,
                     window_last,
                     want_variance,
+                    want_times,
                     out_series,
                     out_window,
                     out_count,
@@ -317,6 +331,8 @@ def scan_borrowed(
                     out_first,
                     out_last,
                     out_m2,
+                    out_first_at,
+                    out_last_at,
                 )
                 if full:
                     return written, layout.STATUS_FULL, 0, 0, 0
@@ -338,6 +354,7 @@ def reduce_rows(
     is_open: bool,
     window_last: int,
     want_variance: bool,
+    want_times: bool,
     out_series: NDArray[np.int64],
     out_window: NDArray[np.int64],
     out_count: NDArray[np.int64],
@@ -347,6 +364,8 @@ def reduce_rows(
     out_first: NDArray[np.float64],
     out_last: NDArray[np.float64],
     out_m2: NDArray[np.float64],
+    out_first_at: NDArray[np.int64],
+    out_last_at: NDArray[np.int64],
 ) -> tuple[int, bool, int, bool]:
     """Add consecutive rows of one series, all later than those before, to their windows.
 
@@ -366,7 +385,7 @@ def reduce_rows(
         Whether rows may still be added to the last window written.
     window_last : int
         Last timestamp of that window.
-    want_variance, out_series, ...
+    want_variance, want_times, out_series, ...
         As for `scan_windows`.
 
     Returns
@@ -436,7 +455,11 @@ def reduce_rows(
             out_min[place] = lowest
             out_max[place] = highest
             out_first[place] = load_f64(values, row)
+            if want_times:
+                out_first_at[place] = timestamp
         out_last[place] = load_f64(values, stop - 1)
+        if want_times:
+            out_last_at[place] = load_i64(timestamps, stop - 1)
         row = stop
     return written, is_open, window_last, False
 
@@ -618,6 +641,7 @@ def warmup() -> None:
         0,
         False,
         False,
+        False,
         integers,
         integers,
         integers,
@@ -627,4 +651,6 @@ def warmup() -> None:
         floats,
         floats,
         floats,
+        integers,
+        integers,
     )

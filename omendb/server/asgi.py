@@ -66,7 +66,7 @@ async def _send_pieces(response: StreamedResponse, method: str, send: Send) -> N
         if method != "HEAD":
             while piece := await response.pieces.read():
                 # The server makes this wait while the client is slow.
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     except BaseException as broken:
         error = broken

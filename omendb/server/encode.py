@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -27,38 +28,49 @@ from omendb.jit.encode import (
     write_windows,
 )
 from omendb.model import Columns, Windows
+from omendb.server.request import JSON
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from omendb.executor import ShortAnswer
+    from omendb.server.request import Headers
 
 Part = Columns | Windows
+Result = TypeVar("Result")
+
+PIECE_ROWS = 16_384
+"""Rows of one piece: about 1 MB of JSON."""
 
 SCRATCH_BYTES_MAX = 8 << 20
 """A thread keeps a buffer up to this size: a fresh one costs a page fault every 4 KiB."""
+
+_COMMA = ord(",")
 
 _scratch = threading.local()
 
 
 class Source(Protocol):
-    """What a query answers with: `omendb.executor.Scan` or `WindowScan`."""
+    """What a query answers with: a scan of `omendb.executor` or `omendb.merged`."""
 
     @property
     def cursor(self) -> str | None:
         """Where to go on; known once `chunks` is exhausted."""
         ...
 
-    def chunks(self, rows_max: int) -> Iterator[Part]:
-        """Yield the answer in order, from its start, as often as it is called."""
+    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
+        """Yield what a function makes of each part, in order, from the start, as often as it is called.
+
+        The function is called in any thread.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How one answer is written.
+    """How one answer is written as JSON.
 
     Attributes
     ----------
@@ -66,21 +78,39 @@ class Form:
         One array a column, instead of one object a row.
     aggregates : tuple of str or None
         Those of windows; None when the answer is rows.
+    by_series : bool
+        Whether the series is told: not of windows that are those of all series together.
     """
 
     columns: bool
     aggregates: tuple[str, ...] | None
+    by_series: bool = True
+
+    @property
+    def headers(self) -> Headers:
+        """The answer's headers: shared, never changed."""
+        return JSON
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows of one piece."""
+        return PIECE_ROWS
+
+    @property
+    def needs_count(self) -> bool:
+        """Whether the number of rows must be known before the first one is written."""
+        return True
 
     def whole(self, part: Part | None, cursor: str | None) -> bytes:
         """Encode an answer that is one part, or empty: None."""
         if self.columns:
-            return whole_columns(part, self.aggregates, cursor)
+            return whole_columns(part, self.aggregates, cursor, by_series=self.by_series)
         return whole_rows(part, cursor)
 
     def stream(self, source: Source, count: int, rows_max: int) -> Iterator[bytes]:
         """Encode an answer of several parts and `count` rows, `rows_max` rows a piece."""
         if self.columns:
-            return stream_columns(source, self.aggregates, count, rows_max)
+            return stream_columns(source, self.aggregates, count, rows_max, by_series=self.by_series)
         return stream_rows(source, count, rows_max)
 
 
@@ -106,12 +136,14 @@ def whole_rows(part: Part | None, cursor: str | None) -> bytes:
         return b'{"count":0,"rows":[],"cursor":%b}' % _cursor_text(cursor)
     return b'{"count":%d,"rows":[%b],"cursor":%b}' % (
         part.count,
-        _rows_text(part),
+        _rows_text(part)[1:],
         _cursor_text(cursor),
     )
 
 
-def whole_columns(part: Part | None, names: Sequence[str] | None, cursor: str | None) -> bytes:
+def whole_columns(
+    part: Part | None, names: Sequence[str] | None, cursor: str | None, *, by_series: bool = True
+) -> bytes:
     """Encode an answer that is one part, or None, with one array a column.
 
     Parameters
@@ -120,10 +152,11 @@ def whole_columns(part: Part | None, names: Sequence[str] | None, cursor: str | 
     names : sequence of str or None
         The aggregates of windows; None for rows.
     cursor : str or None
+    by_series : bool
     """
     pieces = [b'{"count":%d' % (0 if part is None else part.count)]
-    for before, name in _fields(names):
-        text = b"" if part is None else _column_text(part, name)
+    for before, name in _fields(names, by_series=by_series):
+        text = b"" if part is None else _column_text(name, part)[1:]
         pieces.append(b"%b%b]" % (before, text))
     pieces.append(b'%b,"cursor":%b}' % (b"" if names is None else b"}", _cursor_text(cursor)))
     return b"".join(pieces)
@@ -131,32 +164,35 @@ def whole_columns(part: Part | None, names: Sequence[str] | None, cursor: str | 
 
 def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[bytes]:
     """Encode an answer of several parts, `rows_max` rows a piece; `count` is the number of all rows."""
-    before = b'{"count":%d,"rows":[' % count
-    for part in source.chunks(rows_max):
-        yield before + _rows_text(part)
-        before = b","
+    yield from _joined(b'{"count":%d,"rows":[' % count, source.map(_rows_text, rows_max))
     yield b'],"cursor":%b}' % _cursor_text(source.cursor)
 
 
-def stream_columns(source: Source, names: Sequence[str] | None, count: int, rows_max: int) -> Iterator[bytes]:
+def stream_columns(
+    source: Source, names: Sequence[str] | None, count: int, rows_max: int, *, by_series: bool = True
+) -> Iterator[bytes]:
     """Encode an answer of several parts with one array a column.
 
     The columns stand one after the other, so the source is read once for each: the time is what buys
     bounded memory.
     """
     text = b'{"count":%d' % count
-    for before, name in _fields(names):
-        text += before
-        for part in source.chunks(rows_max):
-            yield text + _column_text(part, name)
-            text = b","
+    for before, name in _fields(names, by_series=by_series):
+        yield from _joined(text + before, source.map(partial(_column_text, name), rows_max))
         text = b"]"
     yield b'%b,"cursor":%b}' % (b"]" if names is None else b"]}", _cursor_text(source.cursor))
 
 
-def _fields(names: Sequence[str] | None) -> Iterator[tuple[bytes, str]]:
+def _joined(before: bytes, texts: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield texts that begin with a comma, the first one without it and behind another text."""
+    yield before + next(texts, b",")[1:]
+    yield from texts
+
+
+def _fields(names: Sequence[str] | None, *, by_series: bool) -> Iterator[tuple[bytes, str]]:
     """Yield each column's name, with the text before its numbers."""
-    yield b',"series_id":[', "series_id"
+    if by_series:
+        yield b',"series_id":[', "series_id"
     yield b',"timestamp":[', "timestamp"
     if names is None:
         yield b',"value":[', "value"
@@ -168,27 +204,31 @@ def _fields(names: Sequence[str] | None) -> Iterator[tuple[bytes, str]]:
 
 
 def _rows_text(part: Part) -> bytes:
+    """Write rows, with a comma before the first."""
     if isinstance(part, Columns):
-        buffer = _room(part.count * ROW_BYTES_MAX)
-        end = write_rows(part.series_id, part.timestamp, part.value, buffer)
+        buffer = _room(1 + part.count * ROW_BYTES_MAX)
+        end = write_rows(part.series_id, part.timestamp, part.value, buffer, 1)
     else:
-        buffer = _room(part.count * window_bytes_max(len(part.columns)))
-        end = write_windows(part.series_id, part.timestamp, part.columns, buffer)
+        buffer = _room(1 + part.count * window_bytes_max(len(part.columns)))
+        end = write_windows(part.series_id, part.timestamp, part.columns, buffer, 1)
+    buffer[0] = _COMMA
     return buffer[:end].tobytes()
 
 
-def _column_text(part: Part, name: str) -> bytes:
+def _column_text(name: str, part: Part) -> bytes:
+    """Write the numbers of a column, with a comma before the first."""
     column: NDArray[Any]
     if isinstance(part, Columns) or name in ("series_id", "timestamp"):
         column = getattr(part, name)
     else:
         column = part.columns[name]
     if column.dtype.kind == "f":
-        buffer = _room(part.count * FLOAT_BYTES_MAX)
-        end = write_floats(column, buffer)
+        buffer = _room(1 + part.count * FLOAT_BYTES_MAX)
+        end = write_floats(column, buffer, 1)
     else:
-        buffer = _room(part.count * INTEGER_BYTES_MAX)
-        end = write_integers(column, buffer)
+        buffer = _room(1 + part.count * INTEGER_BYTES_MAX)
+        end = write_integers(column, buffer, 1)
+    buffer[0] = _COMMA
     return buffer[:end].tobytes()
 
 

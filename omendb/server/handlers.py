@@ -18,15 +18,19 @@ import msgspec
 
 from omendb.config import check
 from omendb.errors import InvalidRequestError
+from omendb.executor import SHORT_ROWS
 from omendb.metrics import package_version
+from omendb.model import BY_SERIES
 from omendb.query import RangeQuery, make_range_query, make_window_query
 from omendb.server import encode, large_query, query_string, wire
+from omendb.server.arrow import ArrowForm
 from omendb.server.commit import INSERTED_NONE, Commit
 from omendb.server.request import Response, Waiter
 
 if TYPE_CHECKING:
     from omendb.engine import Engine
     from omendb.executor import Scan, WindowScan
+    from omendb.merged import MergedScan
     from omendb.model import Batch
     from omendb.query import WindowQuery
     from omendb.server.health import Health
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
 INLINE_BODY_BYTES = 262_144
 """Bodies up to this size are decoded in the caller's thread: 0.2 ms for 4,000 points."""
 
-QUERY_PARAMETERS = frozenset(("start", "end", "series_id", "limit", "cursor", "format", "step", "agg"))
+QUERY_PARAMETERS = frozenset(("start", "end", "series_id", "limit", "cursor", "format", "step", "agg", "by"))
+EMPTY_PARAMETERS = frozenset(("by",))
 NO_PARAMETERS: frozenset[str] = frozenset()
 
 _encode = msgspec.json.Encoder().encode
@@ -84,10 +89,10 @@ class Handlers:
     def query(self, request: Request) -> Answer:
         """Answer ``GET /query``: rows or windows."""
         self._health.require_started()
-        given = query_string.parse(request.query_string, QUERY_PARAMETERS)
+        given = query_string.parse(request.query_string, QUERY_PARAMETERS, EMPTY_PARAMETERS)
         form = query_string.single(given, "format")
-        if form not in (None, "rows", "columns"):
-            raise InvalidRequestError(f"format must be rows or columns, got {form!r}", "format")
+        if form not in (None, "rows", "columns", "arrow"):
+            raise InvalidRequestError(f"format must be rows, columns or arrow, got {form!r}", "format")
         start = query_string.integer(given, "start")
         end = query_string.integer(given, "end")
         series = query_string.integers(given, "series_id")
@@ -98,25 +103,56 @@ class Handlers:
         step = query_string.integer(given, "step")
         names: tuple[str, ...] | None = None
         wanted: RangeQuery | WindowQuery
+        by_series = True
         if step is not None:
             agg = query_string.words(given, "agg") or ("mean",)
-            wanted = make_window_query(step, agg, start, end, series_id, limit, cursor)
-            names = wanted.aggregates
-        elif "agg" in given:
-            raise InvalidRequestError("agg needs step, the length of a window", "agg")
+            by = query_string.single(given, "by")
+            wanted = make_window_query(
+                step, agg, start, end, series_id, limit, cursor, BY_SERIES if by is None else by
+            )
+            names, by_series = wanted.aggregates, bool(wanted.by)
+        elif "agg" in given or "by" in given:
+            name = "agg" if "agg" in given else "by"
+            raise InvalidRequestError(f"{name} needs step, the length of a window", name)
         else:
             wanted = make_range_query(start, end, series_id, limit, cursor)
         columns = form == "columns"
+        if form == "arrow" or not by_series:
+            return self._other_answer(request, wanted, form, names)
         short = self._engine.answer_short(wanted, columns=columns)
         if short is None:
-            scan = self._scan(wanted)
+            scan = partial(self._scan, wanted)
             answer_form = encode.Form(columns, names)
             return large_query.answer(scan, answer_form, self._work, self._metrics, request.started)
         body = encode.short(short, names, columns=columns)
         self._metrics.query_duration.observe(perf_counter() - request.started)
         return Response(200, body)
 
-    def _scan(self, query: RangeQuery | WindowQuery) -> Scan | WindowScan:
+    def _other_answer(
+        self,
+        request: Request,
+        query: RangeQuery | WindowQuery,
+        form: str | None,
+        names: tuple[str, ...] | None,
+    ) -> Answer:
+        """Answer in a form that short queries have no kernel for."""
+        by_series = isinstance(query, RangeQuery) or bool(query.by)
+        answer_form: encode.Form | ArrowForm
+        if form == "arrow":
+            answer_form = ArrowForm(names, by_series)
+        else:
+            answer_form = encode.Form(form == "columns", names, by_series)
+        scan = self._scan(query)
+        if scan.row_bound > SHORT_ROWS:
+            return large_query.answer(lambda: scan, answer_form, self._work, self._metrics, request.started)
+        part = None
+        for part in scan.chunks(SHORT_ROWS):  # noqa: B007 # one or none; the cursor comes after it
+            pass
+        body = answer_form.whole(part, scan.cursor)
+        self._metrics.query_duration.observe(perf_counter() - request.started)
+        return Response(200, body, answer_form.headers)
+
+    def _scan(self, query: RangeQuery | WindowQuery) -> Scan | WindowScan | MergedScan:
         if isinstance(query, RangeQuery):
             return self._engine.scan(query)
         return self._engine.window_scan(query)

@@ -1,6 +1,7 @@
 """Queries that are too large for the event loop: worked on in threads, sent in pieces.
 
-Memory is bounded by the size of a piece: one is being sent, the next one is being made.
+Memory is bounded by the size of a piece: some are on their way, a few are being made. Windows are kept until
+they are counted, up to a bound.
 """
 
 from __future__ import annotations
@@ -8,26 +9,39 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from omendb.model import Columns, Windows
 from omendb.server.request import DisconnectedError, Response, StreamedResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from omendb.executor import Scan, WindowScan
+    from omendb.merged import MergedScan
     from omendb.metrics import Metrics
-    from omendb.model import Columns, Windows
-    from omendb.server.encode import Form
+    from omendb.server.arrow import ArrowForm
+    from omendb.server.encode import Form, Part
+    from omendb.server.request import Piece
     from omendb.server.work import Work
+    from omendb.workers import Workers
 
-PIECE_ROWS = 16_384
-"""Rows of one piece: about 1 MB of JSON."""
+    AnyForm: TypeAlias = Form | ArrowForm
+    AnyScan: TypeAlias = Scan | WindowScan | MergedScan
+
+Result = TypeVar("Result")
+
+KEPT_WINDOW_BYTES_MAX = 32 << 20
+"""Windows that are kept until they are counted. More of them are made once to count and once to send."""
+
+KEPT_ROW_BYTES_MAX = 1 << 20
+"""Rows that are kept before they are counted: enough for an answer of one piece."""
 
 
 async def answer(
-    scan: Scan | WindowScan,
-    form: Form,
+    scan: Callable[[], AnyScan],
+    form: AnyForm,
     work: Work,
     metrics: Metrics,
     started: float,
@@ -36,8 +50,9 @@ async def answer(
 
     Parameters
     ----------
-    scan : Scan or WindowScan
-    form : Form
+    scan : callable
+        Makes the scan, in a thread: it copies what memtables hold.
+    form : Form or ArrowForm
     work : Work
     metrics : Metrics
     started : float
@@ -58,8 +73,8 @@ async def answer(
     if isinstance(begun, bytes):
         work.queries.give_back()
         metrics.query_duration.observe(perf_counter() - started)
-        return Response(200, begun)
-    return StreamedResponse(200, QueryPieces(*begun, work, metrics, started))
+        return Response(200, begun, form.headers)
+    return StreamedResponse(200, QueryPieces(*begun, work, metrics, started), form.headers)
 
 
 class QueryPieces:
@@ -67,9 +82,9 @@ class QueryPieces:
 
     Parameters
     ----------
-    first : bytes
+    first : bytes or bytearray
         Made already, so that what fails at once gets a proper answer.
-    rest : iterator of bytes
+    rest : iterator of bytes or bytearray
         Used in one thread at a time.
     work : Work
         Whose turn is given back at the end.
@@ -78,16 +93,16 @@ class QueryPieces:
     """
 
     def __init__(
-        self, first: bytes, rest: Iterator[bytes], work: Work, metrics: Metrics, started: float
+        self, first: Piece, rest: Iterator[Piece], work: Work, metrics: Metrics, started: float
     ) -> None:
         self._work = work
         self._metrics = metrics
         self._started = started
         self._take = partial(next, rest, b"")
-        self._next: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._next: asyncio.Future[Piece] = asyncio.get_running_loop().create_future()
         self._next.set_result(first)
 
-    async def read(self) -> bytes:
+    async def read(self) -> Piece:
         """Return the next piece; empty at the end.
 
         Raises
@@ -107,18 +122,65 @@ class QueryPieces:
         elif not isinstance(error, DisconnectedError):
             self._metrics.query_failures_total.inc()
 
-    def _end(self, done: asyncio.Future[bytes]) -> None:
+    def _end(self, done: asyncio.Future[Piece]) -> None:
         if not done.cancelled():
             done.exception()  # seen already, or nobody is left to see it
         self._work.queries.give_back()
 
 
-def _begin(scan: Scan | WindowScan, form: Form) -> bytes | tuple[bytes, Iterator[bytes]]:
-    """Answer at once when the answer is small, whatever the query touched; else begin to stream."""
-    parts: Iterator[Columns | Windows] = scan.chunks(PIECE_ROWS)
-    first = next(parts, None)
-    if next(parts, None) is None:
-        return form.whole(first, scan.cursor)
-    del parts, first
-    pieces = form.stream(scan, scan.count(), PIECE_ROWS)
+class Kept:
+    """An answer that is held in memory.
+
+    Parameters
+    ----------
+    parts : list of Columns or of Windows
+    scan : Scan, WindowScan or MergedScan
+        Where they come from.
+    """
+
+    def __init__(self, parts: list[Part], scan: AnyScan) -> None:
+        self.cursor = scan.cursor
+        self._parts = parts
+        self._workers: Workers | None = scan.workers
+
+    def map(self, function: Callable[[Part], Result], _rows_max: int) -> Iterator[Result]:
+        """Yield what a function makes of each part, in order."""
+        if self._workers is None:
+            return map(function, self._parts)
+        return self._workers.map(function, self._parts)
+
+
+def _begin(make: Callable[[], AnyScan], form: AnyForm) -> bytes | tuple[Piece, Iterator[Piece]]:
+    """Answer at once when the answer is small, whatever the query touched; else begin to stream.
+
+    The number of rows comes first. That of windows is known only when they have been made, so they are
+    kept, unless they are too many: then they are made twice. Rows are counted by the bounds of their
+    ranges, which costs next to nothing.
+    """
+    scan = make()
+    parts: list[Part] = []
+    size = 0
+    rows = scan.map(_itself, form.piece_rows)
+    for part in rows:
+        parts.append(part)
+        size += _bytes_of(part)
+        if size > (KEPT_WINDOW_BYTES_MAX if isinstance(part, Windows) else KEPT_ROW_BYTES_MAX):
+            break
+    else:
+        if len(parts) <= 1:
+            return form.whole(parts[0] if parts else None, scan.cursor)
+        return _first(form.stream(Kept(parts, scan), sum(part.count for part in parts), form.piece_rows))
+    del parts, part, rows
+    return _first(form.stream(scan, scan.count() if form.needs_count else 0, form.piece_rows))
+
+
+def _first(pieces: Iterator[Piece]) -> tuple[Piece, Iterator[Piece]]:
     return next(pieces), pieces
+
+
+def _itself(part: Part) -> Part:
+    return part
+
+
+def _bytes_of(part: Part) -> int:
+    return part.count * (24 if isinstance(part, Columns) else 16 + 8 * len(part.columns))

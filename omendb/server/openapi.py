@@ -70,10 +70,13 @@ class ColumnsAnswer(msgspec.Struct, forbid_unknown_fields=True):
     cursor: str | None
 
 
-class WindowRow(msgspec.Struct, forbid_unknown_fields=True):
-    """A window, named by its first timestamp, with the aggregates that were asked for."""
+class WindowRow(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A window, named by its first timestamp, with the aggregates that were asked for.
 
-    series_id: SeriesId
+    `series_id` is missing where all series were merged.
+    """
+
+    series_id: SeriesId | Unset = UNSET
     timestamp: Int64
     count: int | Unset = UNSET
     sum: float | Unset | None = UNSET
@@ -106,11 +109,14 @@ class WindowColumns(msgspec.Struct, forbid_unknown_fields=True):
     stddev: list[float | None] | Unset = UNSET
 
 
-class WindowColumnsAnswer(msgspec.Struct, forbid_unknown_fields=True):
-    """Windows, one array a column."""
+class WindowColumnsAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Windows, one array a column.
+
+    `series_id` is missing where all series were merged.
+    """
 
     count: int
-    series_id: list[SeriesId]
+    series_id: list[SeriesId] | Unset = UNSET
     timestamp: list[Int64]
     columns: WindowColumns
     cursor: str | None
@@ -158,7 +164,9 @@ _AGGREGATES: Schema = {
     "uniqueItems": True,
     "items": {"enum": list(AGGREGATES)},
 }
-_FORMATS: Schema = {"enum": ["rows", "columns"], "default": "rows"}
+ARROW = "application/vnd.apache.arrow.stream"
+_FORMATS: Schema = {"enum": ["rows", "columns", "arrow"], "default": "rows"}
+_BY: Schema = {"enum": ["series_id", ""], "default": "series_id"}
 
 PARAMETERS: dict[str, tuple[Schema, str]] = {
     "start": (_INT64, "First timestamp of the range, inclusive."),
@@ -166,9 +174,10 @@ PARAMETERS: dict[str, tuple[Schema, str]] = {
     "series_id": (_SERIES, "One or several series; commas are taken too. All without it."),
     "limit": (_FROM_1, "Rows (or windows) of the answer at most."),
     "cursor": ({"type": "string", "pattern": CURSOR_PATTERN}, "From an earlier answer to the same query."),
-    "format": (_FORMATS, "One object a row, or one array a column."),
+    "format": (_FORMATS, "One object a row, one array a column, or an Arrow stream."),
     "step": (_FROM_1, "Length of a window in timestamp units: asks for aggregates instead of rows."),
     "agg": (_AGGREGATES, "Aggregates of the windows; needs `step`. The mean without it."),
+    "by": (_BY, "A row a series and window; empty: a row a window, of all series together. Needs `step`."),
 }
 """Schema and description of each parameter of ``GET /query``."""
 
@@ -190,6 +199,8 @@ class Operation(NamedTuple):
         As `PARAMETERS`.
     not_ready : dict or None
         Schema of the body of 503 where it is not an error's.
+    binary : tuple of str
+        Other media types of the answer.
     """
 
     summary: str
@@ -199,6 +210,7 @@ class Operation(NamedTuple):
     body_required: bool = False
     parameters: Mapping[str, tuple[Schema, str]] = {}
     not_ready: Schema | None = None
+    binary: tuple[str, ...] = ()
 
 
 def _ref(kind: type) -> Schema:
@@ -227,6 +239,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         {"anyOf": [_ref(kind) for kind in _QUERY_ANSWERS]},
         (400, 500, 503),
         parameters=PARAMETERS,
+        binary=(ARROW,),
     ),
     ("GET", "/admin/stats"): Operation("What the store holds.", _ref(Stats), (400, 500, 503)),
     ("GET", "/admin/index-stats"): Operation(
@@ -324,6 +337,8 @@ def _operation(operation: Operation, *, takes_body: bool) -> Schema:
     assert takes_body == (operation.body is not None), operation.summary
     statuses = sorted({*operation.statuses, *(BODY_STATUSES if takes_body else ())})
     responses: Schema = {"200": {"description": "Done.", "content": _json(operation.answer)}}
+    for kind in operation.binary:
+        responses["200"]["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
     for status in statuses:
         responses[str(status)] = _error(status)
     if operation.not_ready is not None:

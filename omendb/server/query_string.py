@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 INT64_DIGITS_MAX = 19
 
 
-def parse(text: str, known: Container[str]) -> dict[str, list[str]]:
+def parse(text: str, known: Container[str], may_be_empty: Container[str] = ()) -> dict[str, list[str]]:
     """Split a query string.
 
     Parameters
@@ -23,6 +23,8 @@ def parse(text: str, known: Container[str]) -> dict[str, list[str]]:
         Percent-encoded, without the question mark.
     known : container of str
         The names that are accepted.
+    may_be_empty : container of str
+        Those of them whose empty value has a meaning.
 
     Returns
     -------
@@ -46,7 +48,7 @@ def parse(text: str, known: Container[str]) -> dict[str, list[str]]:
             name, value = unquote_plus(name), unquote_plus(value)
         if name not in known:
             raise InvalidRequestError(f"unknown parameter {name!r}", name)
-        if not value:
+        if not value and name not in may_be_empty:
             raise InvalidRequestError(f"{name} has no value", name)
         if name in given:
             given[name].append(value)

@@ -70,10 +70,14 @@ class Response(NamedTuple):
     headers: Headers = JSON
 
 
+Piece: TypeAlias = bytes | bytearray
+"""A part of a body; nothing is written to it after it was handed over."""
+
+
 class Pieces(Protocol):
     """A body that comes in pieces. Belongs to the event loop's thread."""
 
-    async def read(self) -> bytes:
+    async def read(self) -> Piece:
         """Return the next piece; empty at the end."""
         ...
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from omendb.server.app import Bound
-    from omendb.server.request import Answer, Outcome, StreamedResponse
+    from omendb.server.request import Answer, Outcome, Piece, StreamedResponse
     from omendb.server.routes import Route
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Exchange:
             del transport, error
 
 
-async def _send(transport: Any, piece: bytes) -> None:  # noqa: ANN401
+async def _send(transport: Any, piece: Piece) -> None:  # noqa: ANN401
     try:
         await transport.send_bytes(piece)
     except RuntimeError as error:  # granian's ProtocolClosed

@@ -84,7 +84,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, stats)
         elif parts.path == "/query":
             self.server.queries.append(parts.query)
-            self.answer_query({name: last[-1] for name, last in parse_qs(parts.query).items()})
+            self.answer_query(
+                {name: last[-1] for name, last in parse_qs(parts.query, keep_blank_values=True).items()}
+            )
         else:
             self.answer_error(404)
 
@@ -103,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             names = asked["agg"].split(",")
             rows = [
                 {
-                    "series_id": row["series_id"],
+                    **({} if "by" in asked else {"series_id": row["series_id"]}),
                     "timestamp": row["timestamp"],
                     **{name: 1 if name == "count" else row["value"] for name in names},
                 }

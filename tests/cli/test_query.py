@@ -70,6 +70,24 @@ def test_windows_have_a_column_an_aggregate(fake: FakeServer, omendb: Callable[.
     assert result.stdout == "series_id,timestamp,count,mean\n1,10,1,0.5\n1,20,1,20\n"
 
 
+@pytest.mark.parametrize("by", ["none", ""])
+def test_windows_of_all_series_have_no_column_for_it(
+    fake: FakeServer, omendb: Callable[..., Result], by: str
+) -> None:
+    result = omendb("query", "--url", fake.url, "--step", 10, "--by", by, "--series-id", 1)
+
+    assert result.stdout == "timestamp,mean\n10,0.5\n20,20\n"
+    assert fake.queries == ["series_id=1&limit=100000&step=10&agg=mean&by="]
+
+
+def test_points_are_by_nothing_else(fake: FakeServer, omendb: Callable[..., Result]) -> None:
+    result = omendb("query", "--url", fake.url, "--by", "none")
+
+    assert result.exit_code == 2
+    assert "--by needs --step" in result.output
+    assert fake.queries == []
+
+
 def test_no_rows_are_a_header_only(fake: FakeServer, omendb: Callable[..., Result]) -> None:
     result = omendb("query", "--url", fake.url, "--series-id", 9)
 

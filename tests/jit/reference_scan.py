@@ -37,6 +37,8 @@ class WindowRow(NamedTuple):
     highest: float
     first: float
     last: float
+    first_at: int
+    last_at: int
     squares: float
 
 
@@ -139,11 +141,12 @@ def select(
 
 def aggregate(rows: Rows, origin: int, step: int) -> list[WindowRow]:
     """Aggregate rows in windows, in exact arithmetic where floats allow it."""
-    groups: dict[Key, list[float]] = {}
+    groups: dict[Key, list[tuple[int, float]]] = {}
     for (series_id, timestamp), value in sorted(rows.items()):
-        groups.setdefault((series_id, (timestamp - origin) // step), []).append(value)
+        groups.setdefault((series_id, (timestamp - origin) // step), []).append((timestamp, value))
     answer = []
-    for (series_id, index), values in groups.items():
+    for (series_id, index), points in groups.items():
+        values = [value for _, value in points]
         mean = math.fsum(values) / len(values)
         answer.append(
             WindowRow(
@@ -155,6 +158,8 @@ def aggregate(rows: Rows, origin: int, step: int) -> list[WindowRow]:
                 max(values),
                 values[0],
                 values[-1],
+                points[0][0],
+                points[-1][0],
                 math.fsum((value - mean) ** 2 for value in values),
             )
         )
@@ -252,6 +257,7 @@ def scan_windows(
     integers = [np.full(capacity, -7, np.int64) for _ in range(3)]
     floats = [np.full(capacity, np.nan) for _ in range(5)]
     squares = np.full(capacity if want_variance else 0, np.nan)
+    times = [np.full(capacity, -7, np.int64) for _ in range(2)]
     after: Key | None = None
     more = False
     while True:
@@ -267,12 +273,14 @@ def scan_windows(
             *key,
             after is not None,
             want_variance,
+            True,
             *integers,
             *floats,
             squares,
+            *times,
         )
         assert 0 <= written <= capacity
-        columns = [column[:written].tolist() for column in (*integers, *floats)]
+        columns = [column[:written].tolist() for column in (*integers, *floats, *times)]
         columns.append(squares[:written].tolist() if want_variance else [0.0] * written)
         rows += [WindowRow(*row) for row in zip(*columns, strict=True)]
         if written:

@@ -178,12 +178,36 @@ def test_rows_read_as_orjson_writes_them(rows: list[tuple[int, int, float]], map
 
 
 @given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 7, INT64_MIN, INT64_MAX]),
+            st.sampled_from([0, 10**8, 17 * 10**8, 17 * 10**14, -(10**9), INT64_MIN, INT64_MAX - 10**8]),
+            st.sampled_from([0, 1, 10**7, 10**8 - 1]) | st.integers(0, 10**8 - 1),
+        ),
+        max_size=12,
+    ).map(sorted)
+)
+@settings(deadline=None, max_examples=EXAMPLES)
+def test_rows_that_begin_like_the_row_before_read_the_same(rows: list[tuple[int, int, int]]) -> None:
+    series_id = np.array([row[0] for row in rows], dtype=np.int64)
+    timestamp = np.array([row[1] + row[2] for row in rows], dtype=np.int64)
+    value = np.array([row[2] / 100 for row in rows], dtype=np.float64)
+    out = np.empty(len(rows) * encode.ROW_BYTES_MAX, dtype=np.uint8)
+
+    stop = encode.write_rows(series_id, timestamp, value, out)
+
+    expected = [{"series_id": row[0], "timestamp": row[1] + row[2], "value": row[2] / 100} for row in rows]
+    assert out[:stop].tobytes() == orjson.dumps(expected)[1:-1]
+
+
+@given(
     st.lists(st.tuples(int64s, int64s, int64s, float64s), max_size=5),
     st.lists(st.sampled_from(AGGREGATES), unique=True),
+    st.booleans(),
 )
 @settings(deadline=None, max_examples=EXAMPLES)
 def test_windows_read_as_orjson_writes_them(
-    windows: list[tuple[int, int, int, float]], aggregates: list[str]
+    windows: list[tuple[int, int, int, float]], aggregates: list[str], has_series: bool
 ) -> None:
     counts = np.array([window[2] for window in windows], dtype=np.int64)
     floats = np.array([window[3] for window in windows], dtype=np.float64)
@@ -193,10 +217,11 @@ def test_windows_read_as_orjson_writes_them(
     room = len(windows) * encode.window_bytes_max(len(columns))
     out = np.empty(room, dtype=np.uint8)
 
-    stop = encode.write_windows(series_id, timestamp, columns, out)
+    stop = encode.write_windows(series_id if has_series else None, timestamp, columns, out)
 
     expected = [
-        {"series_id": series, "timestamp": start}
+        ({"series_id": series} if has_series else {})
+        | {"timestamp": start}
         | {name: count if name == "count" else value for name in aggregates}
         for series, start, count, value in windows
     ]

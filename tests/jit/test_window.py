@@ -226,7 +226,21 @@ def test_small_output_asks_for_few_rows() -> None:
     floats = [np.zeros(3) for _ in range(6)]
 
     answer = window.scan_windows(
-        sources.rows, NO_SERIES, True, 0, INT64_MAX, 0, 10, 0, 0, False, False, *integers, *floats
+        sources.rows,
+        NO_SERIES,
+        True,
+        0,
+        INT64_MAX,
+        0,
+        10,
+        0,
+        0,
+        False,
+        False,
+        False,
+        *integers,
+        *floats,
+        *integers[:2],
     )
 
     assert answer[:3] == (0, layout.STATUS_VERIFY, 0)

@@ -209,6 +209,11 @@ class FakeScan:
         self.row_bound = self._stop
         self.cursor: str | None = None
 
+    workers = None
+
+    def map(self, function: Callable[[Columns], Any], rows_max: int = 65_536) -> Iterator[Any]:
+        return map(function, self.chunks(rows_max))
+
     def count(self) -> int:
         return self._stop
 
@@ -228,6 +233,11 @@ class FakeScan:
 class FakeWindowScan:
     """The windows of a window query."""
 
+    workers = None
+
+    def map(self, function: Callable[[Windows], Any], rows_max: int = 65_536) -> Iterator[Any]:
+        return map(function, self.chunks(rows_max))
+
     def count(self) -> int:
         return sum(part.count for part in self.chunks())
 
@@ -240,7 +250,10 @@ class FakeWindowScan:
     def chunks(self, rows_max: int = 65_536) -> Iterator[Windows]:
         query, rows = self._query, self._rows
         starts = (rows.timestamp - query.origin) // query.step * query.step + query.origin
-        keys, first = np.unique(np.stack([rows.series_id, starts]), axis=1, return_index=True)
+        ids = rows.series_id if query.by else np.zeros_like(starts)
+        order = np.lexsort((rows.series_id, rows.timestamp, ids))
+        rows, ids, starts = _cut(rows, order), ids[order], starts[order]
+        keys, first = np.unique(np.stack([ids, starts]), axis=1, return_index=True)
         groups = np.split(rows.value, first[1:]) if len(first) else []
         made: dict[str, Callable[[Any], float]] = {
             "count": len,
@@ -262,7 +275,7 @@ class FakeWindowScan:
         for start in range(0, len(groups), rows_max):
             cut = slice(start, start + rows_max)
             yield Windows(
-                np.ascontiguousarray(keys[0][cut]),
+                np.ascontiguousarray(keys[0][cut]) if query.by else None,
                 np.ascontiguousarray(keys[1][cut]),
                 {name: column[cut] for name, column in columns.items()},
             )

@@ -13,7 +13,7 @@ from omendb.config import Settings
 from omendb.metrics import Counter, Histogram, Metrics
 from omendb.model import AGGREGATES
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
-from omendb.server import connection, large_query, problems, work
+from omendb.server import connection, encode, large_query, problems, work
 from omendb.server.handlers import CALLS, QUERY_PARAMETERS
 
 PAGE = (Path(__file__).parents[2] / "docs/http-api.md").read_text()
@@ -56,7 +56,9 @@ def test_states_the_limits_in_force() -> None:
     assert settings.max_body_bytes == 64 << 20
     assert settings.body_timeout_ms == 10_000
     assert f"more than {executor.SHORT_ROWS:,} rows runs in a thread" in PAGE
-    assert f"more than {large_query.PIECE_ROWS:,} rows is sent in pieces" in PAGE
+    assert f"more than {executor.SPLIT_ROWS:,} rows in as many" in PAGE
+    assert f"more than {encode.PIECE_ROWS:,} rows is sent in pieces" in PAGE
+    assert f"take more than {large_query.KEPT_WINDOW_BYTES_MAX >> 20} MB are made twice" in PAGE
     assert f"takes nothing for {connection.STALL_SECONDS:.0f} s" in PAGE
     assert f"{work.QUERIES_MAX} at a time, {work.QUERIES_WAITING_MAX} waiting" in PAGE
 

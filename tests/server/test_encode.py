@@ -12,7 +12,7 @@ from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.server import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from omendb.server.encode import Part
 
@@ -33,6 +33,9 @@ class Answer:
         self._whole = whole
         self._end = cursor
         self.cursor: str | None = None
+
+    def map(self, function: Callable[[Part], Any], rows_max: int) -> Iterator[Any]:
+        return map(function, self.chunks(rows_max))
 
     def chunks(self, rows_max: int) -> Iterator[Part]:
         whole = self._whole

@@ -211,3 +211,45 @@ def test_answers_are_what_the_json_module_reads(client: Client, engine: FakeEngi
     assert json.loads(reply.body)["value"] == values.tolist()
     assert reply.json["series_id"] == ids.tolist()
     assert reply.json["timestamp"] == times.tolist()
+
+
+@pytest.mark.usefixtures("points")
+class TestWindowsOfAllSeries:
+    def test_a_row_a_window(self, client: Client) -> None:
+        reply = client.call("GET", "/query?start=0&end=59&step=30&agg=count,max,first,last&by=")
+
+        assert reply.status == 200
+        assert reply.json == {
+            "count": 2,
+            "rows": [
+                {"timestamp": 0, "count": 9, "max": 3.2, "first": 1.0, "last": 3.2},
+                {"timestamp": 30, "count": 9, "max": 3.5, "first": 1.3, "last": 3.5},
+            ],
+            "cursor": None,
+        }
+
+    def test_columns(self, client: Client) -> None:
+        reply = client.call("GET", "/query?start=0&end=59&step=30&agg=count&by=&format=columns")
+
+        assert reply.json == {
+            "count": 2,
+            "timestamp": [0, 30],
+            "columns": {"count": [9, 9]},
+            "cursor": None,
+        }
+
+    def test_none(self, client: Client) -> None:
+        reply = client.call("GET", "/query?start=1000&step=30&by=&format=columns")
+
+        assert reply.json == {"count": 0, "timestamp": [], "columns": {"mean": []}, "cursor": None}
+
+    def test_by_series_is_the_default(self, client: Client) -> None:
+        wanted = "/query?step=50&agg=count"
+
+        assert client.call("GET", f"{wanted}&by=series_id").body == client.call("GET", wanted).body
+
+    @pytest.mark.parametrize("wrong", ["step=9&by=value", "step=9&by=&by=", "by=", "by=series_id"])
+    def test_mistakes_are_refused_by_name(self, client: Client, wrong: str) -> None:
+        reply = client.call("GET", f"/query?{wrong}")
+
+        assert (reply.status, reply.error["field"]) == (400, "by")
