@@ -39,7 +39,10 @@ SPLIT_ROWS = 131_072
 """A scan that touches more rows is worth the way into other threads: it takes some 0.2 ms."""
 
 SHARD_ROWS = 262_144
-"""Rows of a shard of windows. Shards of rows are as large as the pieces of the answer."""
+"""Rows of a shard of windows."""
+
+ROW_SHARD_ROWS = 65_536
+"""Rows of a shard of rows: a few pieces of an answer, because all of them are held until it is done."""
 
 NO_SERIES = np.empty(0, dtype=np.int64)
 
@@ -379,7 +382,7 @@ class Scan(_Scan[Columns]):
                 yield Columns(series[:filled], timestamp[:filled], value[:filled])
 
     def _requests(self, rows_max: int) -> list[Request]:
-        return self._request.split(rows_max, self.query.after, 0, 0)
+        return self._request.split(max(rows_max, ROW_SHARD_ROWS), self.query.after, 0, 0)
 
     def view(self) -> Columns | None:
         """The whole answer without copying, when one segment holds it; else None.

@@ -268,6 +268,7 @@ def split_into(size):
         if size is not None:
             patch.setattr(executor, "SPLIT_ROWS", 0)
             patch.setattr(executor, "SHARD_ROWS", size)
+            patch.setattr(executor, "ROW_SHARD_ROWS", size)
             patch.setattr(merged, "SPLIT_ROWS", 0)
             patch.setattr(merged, "SHARD_ROWS", size)
             patch.setattr(merged, "TABLE_WINDOWS_MAX", size)

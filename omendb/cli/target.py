@@ -78,7 +78,7 @@ class Target(Protocol):
         """Answer in pages of columns, in order, in bounded memory."""
         ...
 
-    def document(self, question: Question, form: str) -> Iterator[bytes]:
+    def document(self, question: Question, form: str) -> Iterator[bytes | bytearray]:
         """Answer as the bytes of one JSON document; `form` is "json" (rows) or "columns"."""
         ...
 

@@ -59,7 +59,7 @@ class StoreTarget:
         for rows in self._scan(question).chunks():
             yield _page(rows)
 
-    def document(self, question: Question, form: str) -> Iterator[bytes]:
+    def document(self, question: Question, form: str) -> Iterator[bytes | bytearray]:
         """Answer as one JSON document in the form of the HTTP API."""
         scan = self._scan(question)
         count = scan.count()

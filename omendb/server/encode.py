@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from omendb.executor import ShortAnswer
-    from omendb.server.request import Headers
+    from omendb.server.request import Headers, Piece
 
 Part = Columns | Windows
 Result = TypeVar("Result")
@@ -107,7 +107,7 @@ class Form:
             return whole_columns(part, self.aggregates, cursor, by_series=self.by_series)
         return whole_rows(part, cursor)
 
-    def stream(self, source: Source, count: int, rows_max: int) -> Iterator[bytes]:
+    def stream(self, source: Source, count: int, rows_max: int) -> Iterator[Piece]:
         """Encode an answer of several parts and `count` rows, `rows_max` rows a piece."""
         if self.columns:
             return stream_columns(source, self.aggregates, count, rows_max, by_series=self.by_series)
@@ -136,7 +136,7 @@ def whole_rows(part: Part | None, cursor: str | None) -> bytes:
         return b'{"count":0,"rows":[],"cursor":%b}' % _cursor_text(cursor)
     return b'{"count":%d,"rows":[%b],"cursor":%b}' % (
         part.count,
-        _rows_text(part)[1:],
+        bytes(_rows_text(part)[1:]),
         _cursor_text(cursor),
     )
 
@@ -156,13 +156,13 @@ def whole_columns(
     """
     pieces = [b'{"count":%d' % (0 if part is None else part.count)]
     for before, name in _fields(names, by_series=by_series):
-        text = b"" if part is None else _column_text(name, part)[1:]
+        text = b"" if part is None else bytes(_column_text(name, part)[1:])
         pieces.append(b"%b%b]" % (before, text))
     pieces.append(b'%b,"cursor":%b}' % (b"" if names is None else b"}", _cursor_text(cursor)))
     return b"".join(pieces)
 
 
-def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[bytes]:
+def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[Piece]:
     """Encode an answer of several parts, `rows_max` rows a piece; `count` is the number of all rows."""
     yield from _joined(b'{"count":%d,"rows":[' % count, source.map(_rows_text, rows_max))
     yield b'],"cursor":%b}' % _cursor_text(source.cursor)
@@ -170,7 +170,7 @@ def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[bytes]:
 
 def stream_columns(
     source: Source, names: Sequence[str] | None, count: int, rows_max: int, *, by_series: bool = True
-) -> Iterator[bytes]:
+) -> Iterator[Piece]:
     """Encode an answer of several parts with one array a column.
 
     The columns stand one after the other, so the source is read once for each: the time is what buys
@@ -183,7 +183,7 @@ def stream_columns(
     yield b'%b,"cursor":%b}' % (b"]" if names is None else b"]}", _cursor_text(source.cursor))
 
 
-def _joined(before: bytes, texts: Iterator[bytes]) -> Iterator[bytes]:
+def _joined(before: bytes, texts: Iterator[bytearray]) -> Iterator[Piece]:
     """Yield texts that begin with a comma, the first one without it and behind another text."""
     yield before + next(texts, b",")[1:]
     yield from texts
@@ -203,7 +203,7 @@ def _fields(names: Sequence[str] | None, *, by_series: bool) -> Iterator[tuple[b
         before = b","
 
 
-def _rows_text(part: Part) -> bytes:
+def _rows_text(part: Part) -> bytearray:
     """Write rows, with a comma before the first."""
     if isinstance(part, Columns):
         buffer = _room(1 + part.count * ROW_BYTES_MAX)
@@ -211,11 +211,10 @@ def _rows_text(part: Part) -> bytes:
     else:
         buffer = _room(1 + part.count * window_bytes_max(len(part.columns)))
         end = write_windows(part.series_id, part.timestamp, part.columns, buffer, 1)
-    buffer[0] = _COMMA
-    return buffer[:end].tobytes()
+    return _piece(buffer, end)
 
 
-def _column_text(name: str, part: Part) -> bytes:
+def _column_text(name: str, part: Part) -> bytearray:
     """Write the numbers of a column, with a comma before the first."""
     column: NDArray[Any]
     if isinstance(part, Columns) or name in ("series_id", "timestamp"):
@@ -228,8 +227,16 @@ def _column_text(name: str, part: Part) -> bytes:
     else:
         buffer = _room(1 + part.count * INTEGER_BYTES_MAX)
         end = write_integers(column, buffer, 1)
+    return _piece(buffer, end)
+
+
+def _piece(buffer: NDArray[np.uint8], end: int) -> bytearray:
+    """Copy a text out of the thread's buffer, with a comma as its first character."""
     buffer[0] = _COMMA
-    return buffer[:end].tobytes()
+    piece = bytearray(end)
+    # NumPy lets the GIL go for a copy, and `bytes` would not.
+    np.frombuffer(piece, dtype=np.uint8)[:] = buffer[:end]
+    return piece
 
 
 def _cursor_text(cursor: str | None) -> bytes:

@@ -7,7 +7,9 @@ they are counted, up to a bound.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     AnyScan: TypeAlias = Scan | WindowScan | MergedScan
 
 Result = TypeVar("Result")
+
+PIECES_AT_ONCE = 4
+"""Pieces that come out of a thread at once: each change of threads takes the GIL from short queries."""
 
 KEPT_WINDOW_BYTES_MAX = 32 << 20
 """Windows that are kept until they are counted. More of them are made once to count and once to send."""
@@ -78,7 +83,7 @@ async def answer(
 
 
 class QueryPieces:
-    """The pieces of a large answer. The next one is made while the last one is sent.
+    """The pieces of a large answer. The next ones are made while the last ones are sent.
 
     Parameters
     ----------
@@ -98,9 +103,9 @@ class QueryPieces:
         self._work = work
         self._metrics = metrics
         self._started = started
-        self._take = partial(next, rest, b"")
-        self._next: asyncio.Future[Piece] = asyncio.get_running_loop().create_future()
-        self._next.set_result(first)
+        self._take = partial(_take, rest)
+        self._ready = deque((first,))
+        self._next = work.start_query(self._take)
 
     async def read(self) -> Piece:
         """Return the next piece; empty at the end.
@@ -109,10 +114,12 @@ class QueryPieces:
         ------
         CorruptionError
         """
-        piece = await self._next
-        if piece:
+        if not self._ready:
+            self._ready.extend(await self._next)
+            if not self._ready:
+                return b""
             self._next = self._work.start_query(self._take)
-        return piece
+        return self._ready.popleft()
 
     def close(self, error: BaseException | None = None) -> None:
         """End the query's turn, once no thread works on it any more."""
@@ -122,10 +129,14 @@ class QueryPieces:
         elif not isinstance(error, DisconnectedError):
             self._metrics.query_failures_total.inc()
 
-    def _end(self, done: asyncio.Future[Piece]) -> None:
+    def _end(self, done: asyncio.Future[list[Piece]]) -> None:
         if not done.cancelled():
             done.exception()  # seen already, or nobody is left to see it
         self._work.queries.give_back()
+
+
+def _take(rest: Iterator[Piece]) -> list[Piece]:
+    return list(islice(rest, PIECES_AT_ONCE))
 
 
 class Kept:

@@ -11,7 +11,7 @@ import pytest
 
 from omendb.errors import CorruptionError
 from omendb.model import Columns
-from omendb.server import connection, encode
+from omendb.server import connection, encode, large_query
 from omendb.server.work import QUERIES_MAX
 from tests.server.clients import AsgiExchange, RsgiClient, Wire, request
 
@@ -155,8 +155,9 @@ class TestErrors:
 def test_a_slow_client_holds_the_server_back(rsgi: RsgiClient, engine: FakeEngine) -> None:
     fill(engine, 600_000)
     piece_bytes = encode.PIECE_ROWS * 60
-    # Beyond what is on its way: a piece being sent, one waiting, one being made, and the sockets' buffers.
-    ahead_max = connection.BACKLOG_BYTES_MAX + 3 * piece_bytes + (1 << 20)
+    # Beyond what is on its way: pieces being sent, as many waiting, one being made, and the sockets' buffers.
+    pieces_max = 2 * large_query.PIECES_AT_ONCE + 1
+    ahead_max = connection.BACKLOG_BYTES_MAX + pieces_max * piece_bytes + (1 << 20)
     with Wire(rsgi.port, receive_buffer=65_536) as wire:
         wire.send(request("GET", "/query"))
         received, end = 0, b""
