@@ -9,12 +9,12 @@ Thread safety: any thread may use the workers, but a part must not wait for anot
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from omendb.errors import ClosedError
+from omendb.storage.fs import lower_priority, processor_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +24,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS_MAX = 16
+
+NICENESS = 10
+"""Of the threads: short queries and inserts go first where processors are short, and where none are it costs
+nothing. `perf/fairness.py` measures what it does for them."""
 
 
 class Workers:
@@ -36,8 +40,10 @@ class Workers:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads: int = threads or min(len(os.sched_getaffinity(0)), THREADS_MAX)
-        self._pool = ThreadPoolExecutor(self.threads, "omendb-part")
+        self.threads: int = threads or min(processor_count(), THREADS_MAX)
+        self._pool = ThreadPoolExecutor(
+            self.threads, "omendb-part", initializer=lower_priority, initargs=(NICENESS,)
+        )
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield ``function(item)`` for each item, in order.

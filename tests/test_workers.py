@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from omendb.errors import ClosedError
-from omendb.workers import Workers
+from omendb.workers import NICENESS, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,3 +92,12 @@ def test_closed_workers_take_nothing(workers: Workers) -> None:
 
     with pytest.raises(ClosedError):
         next(workers.map(str, [1]))
+
+
+def test_the_threads_let_others_go_first(workers: Workers) -> None:
+    def niceness(_: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert set(workers.map(niceness, range(4))) == {max(NICENESS, mine)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine

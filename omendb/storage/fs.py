@@ -7,11 +7,13 @@ from any thread; a `WritableFile` by one thread at a time, except `sync`, which 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import mmap
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -361,6 +363,22 @@ def discard(fs: FileSystem, path: Path) -> None:
         fs.remove(path)
     except OSError:
         return
+
+
+def processor_count() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def lower_priority(niceness: int) -> None:
+    """Let other threads go first where processors are short: sets the calling thread's nice value alone.
+
+    Where that is not allowed, the thread stays as it is.
+    """
+    # Linux counts niceness by thread: POSIX's whole process is not what this sets.
+    thread = threading.get_native_id()
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def release_memory() -> None:
