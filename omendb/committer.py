@@ -89,6 +89,11 @@ class Committer:
         self._pending_rows = 0
         self._rows_since_freeze = 0
 
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are queued, or being committed."""
+        return self._pending_rows
+
     def submit(self, batch: Batch, done: Done) -> None:
         """Queue a batch; see `omendb.engine.Engine.submit`."""
         rows = len(batch.timestamp)
@@ -153,7 +158,7 @@ class Committer:
             except Exception:
                 logger.exception("an insert's callback failed")
         if error is None:
-            self._metrics.commit_rows.observe(rows)
+            self._metrics.commit_batch_size.observe(rows)
             self._rows_since_freeze += rows
             threshold = self._settings().retrain_threshold
             # Rows that overwrite others do not make the memtable grow, but the log does.

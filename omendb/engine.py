@@ -23,7 +23,7 @@ from omendb.config import Settings, check
 from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
 from omendb.executor import Scan, ShortAnswer, answer_short
 from omendb.flusher import Compactor, Flusher, Refitter, storage_error
-from omendb.inspection import gauges, index_state, index_stats, record_stats, space_state
+from omendb.inspection import disk_gauges, gauges, index_state, index_stats, record_stats, space_state
 from omendb.jit.warmup import Warmed, warm_up
 from omendb.lifecycle import Lifecycle
 from omendb.merged import window_scan
@@ -638,9 +638,12 @@ class Engine:
         try:
             record = store.backup(target, time.time(), check=verify)
         except OSError as error:
+            self.metrics.backup_failures_total.inc()
             raise storage_error(error) from error
-        except WalFailedError as failure:
-            self._lifecycle.fail(failure)
+        except OmenError as error:
+            self.metrics.backup_failures_total.inc()
+            if isinstance(error, WalFailedError):
+                self._lifecycle.fail(error)
             raise
         seconds = time.monotonic() - started
         self._last_backup_seconds = record.unix_seconds
@@ -683,10 +686,13 @@ class Engine:
         """Make durable what was acknowledged before it was."""
         if self._committer.unsynced:
             self._committer.unsynced = False
+            started = time.perf_counter()
             try:
                 store.sync()
             except WalFailedError as failure:
                 self._lifecycle.fail(failure)
+            else:
+                self.metrics.wal_fsync_duration.observe(time.perf_counter() - started)
 
     def _tick_seconds(self) -> float:
         interval = self.settings.sync_interval_ms / 1e3
@@ -748,11 +754,24 @@ class Engine:
         ]
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
+        ready = ("omendb_ready", "1 when inserts and queries are taken.", float(self.status.phase == "ready"))
         if self._store is None:
-            return []
+            return [ready]
         found = self.recovery or Recovery()
         return [
+            ready,
             *gauges(self._store),
+            *disk_gauges(self._fs, self.path),
+            (
+                "omendb_insert_rows_waiting",
+                "Rows that wait for a group commit.",
+                self._committer.waiting_rows,
+            ),
+            (
+                "omendb_inserts_refused",
+                "1 while inserts are refused because memory is short.",
+                float(self._committer.refusal is not None),
+            ),
             (
                 "omendb_last_backup_timestamp_seconds",
                 "Unix time of the last backup; 0 when there is none.",

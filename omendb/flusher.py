@@ -137,14 +137,19 @@ class Compactor:
         try:
             work = self._store.compact(everything=everything)
         except OSError as error:
+            self._metrics.compaction_failures_total.inc()
             raise storage_error(error) from error
-        except WalFailedError as failure:
-            self._lifecycle.fail(failure)
+        except OmenError as error:
+            self._metrics.compaction_failures_total.inc()
+            if isinstance(error, WalFailedError):
+                self._lifecycle.fail(error)
             raise
         if work is None:
             return None
         seconds = time.perf_counter() - started
         self._metrics.compaction_duration.observe(seconds)
+        self._metrics.compaction_read_rows_total.inc(work.rows_in)
+        self._metrics.compaction_written_bytes_total.inc(work.bytes_written)
         logger.info(
             "compaction done rows=%d->%d segments=%d->%d bytes=%d duration_ms=%.3f",
             work.rows_in,
@@ -299,6 +304,8 @@ class Flusher:
             self._wanted.clear()
             while self._store.snapshot.frozen and not self._lifecycle.failed.is_set():
                 error = self._flush()
+                if error is not None:
+                    self._metrics.flush_failures_total.inc()
                 with self._tried:
                     self._error = error
                     self._tried.notify_all()
@@ -329,6 +336,7 @@ class Flusher:
         if work is not None:
             seconds = time.perf_counter() - started
             self._metrics.flush_duration.observe(seconds)
+            self._metrics.flushed_rows_total.inc(work.rows_out)
             logger.info(
                 "flush done rows=%d segments=%d bytes=%d duration_ms=%.3f",
                 work.rows_out,

@@ -14,9 +14,11 @@ from omendb.reports import ErrorRows, IndexState, IndexStats, ModelCounts, Retra
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from omendb.storage.fs import FileSystem
     from omendb.storage.segment import Segment
     from omendb.storage.snapshot import Snapshot
     from omendb.storage.store import Store
@@ -147,9 +149,20 @@ def space_state(store: Store) -> SpaceState:
     )
 
 
+def disk_gauges(fs: FileSystem, path: Path) -> list[tuple[str, str, float]]:
+    """Return the gauges of the disk under the data directory."""
+    return [
+        ("omendb_disk_free_bytes", "Space that the data directory can still take.", fs.free_bytes(path)),
+        ("omendb_disk_bytes", "Size of the file system of the data directory.", fs.total_bytes(path)),
+    ]
+
+
 def gauges(store: Store) -> list[tuple[str, str, float]]:
     """Return the store's gauges, for `omendb.metrics.Metrics.add_gauges`; cheap."""
     snapshot = store.snapshot
+    segments = snapshot.segments
+    measured = [one for segment in segments if isinstance(one := segment.observed, _Observed)]
+    rows = sum(one.rows for one in measured)
     return [
         ("omendb_segments", "Live segments.", len(snapshot.segments)),
         ("omendb_segment_rows", "Rows in segments, superseded ones included.", snapshot.segment_rows),
@@ -169,6 +182,46 @@ def gauges(store: Store) -> list[tuple[str, str, float]]:
             store.removed_mapped_bytes,
         ),
         ("omendb_damaged_segments", "Segments that failed a checksum.", len(store.damaged)),
+        (
+            "omendb_index_bytes",
+            "Bytes of the learned indexes.",
+            sum(segment.index.model_bytes for segment in segments),
+        ),
+        (
+            "omendb_index_pieces",
+            "Lines of piecewise-linear models.",
+            sum(len(segment.index.pieces) for segment in segments),
+        ),
+        (
+            "omendb_index_knots",
+            "Entries of the tables of uniform knots.",
+            sum(len(segment.index.knots) for segment in segments),
+        ),
+        (
+            "omendb_index_runs",
+            "Runs: series of a segment, counted for each segment.",
+            sum(len(segment.index.runs) for segment in segments),
+        ),
+        (
+            "omendb_index_max_error_rows",
+            "The largest max_error that a live model was fitted with.",
+            max((segment.index.max_error for segment in segments), default=0),
+        ),
+        (
+            "omendb_index_error_max_rows",
+            "Rows by which a model mispredicts at most, where it was measured.",
+            max((one.error_max for one in measured), default=0),
+        ),
+        (
+            "omendb_index_error_mean_rows",
+            "Rows by which models mispredict on average, where it was measured.",
+            sum(one.error_sum for one in measured) / rows if rows else 0.0,
+        ),
+        (
+            "omendb_index_measured_rows",
+            "Rows of models whose error was measured, by /admin/index-stats or a retrain.",
+            rows,
+        ),
     ]
 
 

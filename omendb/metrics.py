@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -73,6 +74,43 @@ class Counter:
         return CounterMetricFamily(self.name, self.help, value=self._value)
 
 
+class LabeledCounter:
+    """Numbers that only grow, one for each combination of labels that was counted.
+
+    Parameters
+    ----------
+    name : str
+        With the suffix ``_total``.
+    help_text : str
+        What it counts.
+    labels : tuple of str
+        Their names. Their values must come from a small fixed set: each combination is kept for ever.
+    """
+
+    __slots__ = ("_lock", "_values", "help", "labels", "name")
+
+    def __init__(self, name: str, help_text: str, labels: tuple[str, ...]) -> None:
+        self.name = name
+        self.help = help_text
+        self.labels = labels
+        self._lock = Lock()
+        self._values: dict[tuple[str, ...], int] = {}
+
+    def inc(self, *labels: str) -> None:
+        """Add 1 where the labels have these values, in the order of their names."""
+        with self._lock:
+            self._values[labels] = self._values.get(labels, 0) + 1
+
+    def family(self) -> Metric:
+        """Return the counter as Prometheus shows it."""
+        family = CounterMetricFamily(self.name, self.help, labels=self.labels)
+        with self._lock:
+            values = sorted(self._values.items())
+        for labels, value in values:
+            family.add_metric(labels, value)
+        return family
+
+
 class Histogram:
     """Counts of observations by size.
 
@@ -86,19 +124,19 @@ class Histogram:
         Upper bounds of the buckets, inclusive, ascending; one more bucket takes what is beyond.
     """
 
-    __slots__ = ("_bounds", "_counts", "_lock", "_sum", "help", "name")
+    __slots__ = ("_counts", "_lock", "_sum", "bounds", "help", "name")
 
     def __init__(self, name: str, help_text: str, bounds: tuple[float, ...]) -> None:
         self.name = name
         self.help = help_text
         self._lock = Lock()
-        self._bounds = bounds
+        self.bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count `value` in its bucket."""
-        bucket = bisect_left(self._bounds, value)
+        bucket = bisect_left(self.bounds, value)
         with self._lock:
             self._counts[bucket] += 1
             self._sum += value
@@ -108,13 +146,70 @@ class Histogram:
         """Number of observations."""
         return sum(self._counts)
 
+    def counts(self) -> list[int]:
+        """Return the number of observations in each bucket, the one beyond the bounds included."""
+        with self._lock:
+            return list(self._counts)
+
+    def totals(self) -> tuple[int, float]:
+        """Return the number of observations and their sum, of one moment."""
+        with self._lock:
+            return sum(self._counts), self._sum
+
     def family(self) -> Metric:
         """Return the histogram as Prometheus shows it: cumulative counts."""
         with self._lock:
             counts, total = list(self._counts), self._sum
-        names = [*map(repr, self._bounds), "+Inf"]
+        names = [*map(repr, self.bounds), "+Inf"]
         buckets = list(zip(names, accumulate(counts), strict=True))
         return HistogramMetricFamily(self.name, self.help, buckets=buckets, sum_value=total)
+
+
+class RecentQuantile:
+    """A quantile of what a histogram has counted lately: two turns of `turn_seconds`, the current included.
+
+    Parameters
+    ----------
+    histogram : Histogram
+    quantile : float
+        0 to 1.
+    turn_seconds : float
+    clock : callable
+        Returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        histogram: Histogram,
+        quantile: float,
+        turn_seconds: float = 60.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._histogram = histogram
+        self._quantile = quantile
+        self._turn_seconds = turn_seconds
+        self._clock = clock
+        self._lock = Lock()  # protects the turns
+        self._turned_at = clock()
+        self._before = self._last = histogram.counts()
+
+    def value(self) -> float:
+        """Return the upper bound of the bucket with the quantile; NaN when nothing was counted.
+
+        The turn ends at the first call after its time: when nobody asks, it is as long as the pause.
+        """
+        counts = self._histogram.counts()
+        with self._lock:
+            if self._clock() - self._turned_at >= self._turn_seconds:
+                self._before, self._last = self._last, counts
+                self._turned_at = self._clock()
+            before = self._before
+        recent = [now - then for now, then in zip(counts, before, strict=True)]
+        wanted = self._quantile * sum(recent)
+        if not wanted:
+            return float("nan")
+        bounds = (*self._histogram.bounds, float("inf"))
+        return next(bound for bound, count in zip(bounds, accumulate(recent), strict=True) if count >= wanted)
 
 
 class Metrics(Collector):
@@ -128,13 +223,23 @@ class Metrics(Collector):
         Rows of one insert request.
     inserts_total : Counter
         Rows acknowledged.
-    insert_failures_total, query_failures_total : Counter
+    insert_failures_total : Counter
+        Rows that were refused; a request whose rows are not known counts 1.
+    query_failures_total : Counter
         Requests answered with an error.
+    request_errors_total : LabeledCounter
+        Answers of all calls that were errors, by status and error code.
+    flush_failures_total, compaction_failures_total, backup_failures_total : Counter
+        Attempts.
+    flushed_rows_total, compaction_read_rows_total, compaction_written_bytes_total : Counter
+        What flushes and compactions did.
+    log_lines_total, log_lines_dropped_total : Counter
+        Lines written to the log, and those that found its queue full.
     wal_fsync_duration, flush_duration, compaction_duration, retrain_duration, gc_duration : Histogram
         Seconds.
     backup_duration : Histogram
         Seconds.
-    commit_rows : Histogram
+    commit_batch_size : Histogram
         Rows of one group commit.
     config_reload_failures_total : Counter
         States of the directory of settings that were not accepted as a whole.
@@ -153,17 +258,40 @@ class Metrics(Collector):
         self.insert_batch_size = Histogram("omendb_insert_batch_size", "Rows of one insert request.", ROWS)
         self.inserts_total = Counter("omendb_inserts_total", "Rows stored and acknowledged.")
         self.insert_failures_total = Counter(
-            "omendb_insert_failures_total", "Insert requests answered with an error."
+            "omendb_insert_failures_total",
+            "Rows refused; an insert whose rows are not known counts 1.",
         )
         self.query_failures_total = Counter(
             "omendb_query_failures_total", "Queries answered with an error, or broken off."
+        )
+        self.request_errors_total = LabeledCounter(
+            "omendb_request_errors_total", "Errors answered to any call.", ("status", "code")
+        )
+        self.flush_failures_total = Counter("omendb_flush_failures_total", "Flushes that failed.")
+        self.compaction_failures_total = Counter(
+            "omendb_compaction_failures_total", "Compactions that failed."
+        )
+        self.backup_failures_total = Counter("omendb_backup_failures_total", "Backups that failed.")
+        self.flushed_rows_total = Counter("omendb_flushed_rows_total", "Rows that flushes wrote to segments.")
+        self.compaction_read_rows_total = Counter(
+            "omendb_compaction_read_rows_total", "Rows that compactions read."
+        )
+        self.compaction_written_bytes_total = Counter(
+            "omendb_compaction_written_bytes_total", "Bytes that compactions wrote."
+        )
+        self.log_lines_total = Counter("omendb_log_lines_total", "Lines written to the log.")
+        self.log_lines_dropped_total = Counter(
+            "omendb_log_lines_dropped_total",
+            "Log lines dropped because standard output was not read in time.",
         )
         self.wal_fsync_duration = Histogram(
             "omendb_wal_fsync_duration_seconds",
             "Seconds of one sync of the write-ahead log.",
             REQUEST_SECONDS,
         )
-        self.commit_rows = Histogram("omendb_commit_rows", "Rows of one group commit.", ROWS)
+        self.commit_batch_size = Histogram(
+            "omendb_commit_batch_size", "Rows of one group commit; batch_size bounds it.", ROWS
+        )
         self.flush_duration = Histogram(
             "omendb_flush_duration_seconds", "Seconds of one flush of a memtable.", WORK_SECONDS
         )
@@ -183,7 +311,10 @@ class Metrics(Collector):
             "omendb_config_reload_failures_total",
             "States of the directory of settings with something in them that was refused.",
         )
-        self._instruments = [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
+        self._instruments = [
+            value for value in vars(self).values() if isinstance(value, Counter | LabeledCounter | Histogram)
+        ]
+        self._recent_p95 = RecentQuantile(self.query_duration, 0.95)
         self._gauges: list[Gauges] = []
         self._port: int | None = None
         self._registry = CollectorRegistry(auto_describe=False)
@@ -213,6 +344,13 @@ class Metrics(Collector):
         """Yield the families of one scrape."""
         for instrument in self._instruments:
             yield instrument.family()
+            if instrument is self.query_duration:
+                # Next to it, because the runbook looks at the last line that `grep query_duration` finds.
+                yield GaugeMetricFamily(
+                    "omendb_query_duration_p95_seconds",
+                    "95 % of the queries of the last one to two minutes took at most so long.",
+                    value=self._recent_p95.value(),
+                )
         yield GaugeMetricFamily(
             "omendb_active_connections",
             "Established connections to the HTTP port.",

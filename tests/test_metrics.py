@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from omendb import metrics
-from omendb.metrics import Counter, Histogram, Metrics
+from omendb.metrics import Counter, Histogram, LabeledCounter, Metrics, RecentQuantile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,7 @@ def test_names_are_those_of_the_dashboards() -> None:
         "omendb_memory_limit_bytes",
         "omendb_mapped_resident_bytes",
         "omendb_wal_fsync_duration_seconds_count",
-        "omendb_commit_rows_count",
+        "omendb_commit_batch_size_count",
         "omendb_flush_duration_seconds_count",
         "omendb_compaction_duration_seconds_count",
         "omendb_retrain_duration_seconds_count",
@@ -74,6 +75,40 @@ def test_a_histogram_counts_values_up_to_its_bounds() -> None:
     assert found["x_seconds_bucket", "+Inf"] == found["x_seconds_count", None] == 5
     assert found["x_seconds_sum", None] == pytest.approx(8.20001)
     assert histogram.count == 5
+
+
+def test_labels_have_a_count_for_each_combination() -> None:
+    counter = LabeledCounter("x_total", "Help.", ("status", "code"))
+    for labels in (("404", "not_found"), ("503", "overloaded"), ("404", "not_found")):
+        counter.inc(*labels)
+
+    found = {(s.labels["status"], s.labels["code"]): s.value for s in counter.family().samples}
+
+    assert found == {("404", "not_found"): 2, ("503", "overloaded"): 1}
+
+
+def test_a_recent_quantile_forgets_what_is_two_turns_old() -> None:
+    now = [0.0]
+    histogram = Histogram("x_seconds", "Help.", (0.1, 1.0, 10.0))
+    recent = RecentQuantile(histogram, 0.95, 60.0, lambda: now[0])
+    assert math.isnan(recent.value())
+
+    for value in [0.05] * 95 + [5.0] * 5:
+        histogram.observe(value)
+    assert recent.value() == 0.1
+    histogram.observe(5.0)
+    assert recent.value() == 10.0
+    now[0] = 61.0
+    assert recent.value() == 10.0
+    histogram.observe(0.5)
+    now[0] = 122.0
+    assert recent.value() == 1.0
+    histogram.observe(50.0)
+    assert recent.value() == math.inf
+    now[0] = 200.0
+    recent.value()
+    now[0] = 300.0
+    assert math.isnan(recent.value())
 
 
 def test_threads_lose_no_counts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,14 @@ def serve_command(
     from omendb.engine import Engine
     from omendb.server.serve import run
 
-    click.echo(f"OmenDB keeps its data in {path}. Starting ...")
+    # For a person only: standard output is the log, and its readers count on the form of its lines.
+    shown = sys.stdout.isatty() and chosen.settings.log_format == "text"
+    if shown:
+        click.echo(f"OmenDB keeps its data in {path}. Starting ...")
 
     def greet(port: int, metrics_port: int) -> None:
-        click.echo(greeting(host, port, metrics_port))
+        if shown:
+            click.echo(greeting(host, port, metrics_port))
 
     context.exit(run(Engine(path, chosen), host, port, metrics_port, on_ready=greet))
 

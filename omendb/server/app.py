@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 
     from omendb.engine import Engine
-    from omendb.server.request import Response
+    from omendb.server.query_log import QueryLog
+    from omendb.server.request import Request, Response
     from omendb.server.routes import Route, Routes
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,20 @@ class Application:
         Start the engine with the server and close it at its end: for servers other than `omendb serve`.
     health : Health, optional
         Shared with the metrics port.
+    log : QueryLog, optional
+        Gets a line a query, and what is worth a line of other requests.
     """
 
-    def __init__(self, engine: Engine, *, owns_engine: bool = False, health: Health | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        owns_engine: bool = False,
+        health: Health | None = None,
+        log: QueryLog | None = None,
+    ) -> None:
         self.engine = engine
+        self._log = log
         self.health = health or Health(engine)
         self._owns_engine = owns_engine
         self._bound: Bound | None = None
@@ -53,7 +64,7 @@ class Application:
     def bind(self, loop: AbstractEventLoop) -> Bound:
         """Return what belongs to a loop; make it when the application was not used in this loop yet."""
         if self._bound is None or self._bound.loop is not loop:
-            self._bound = Bound(self.engine, self.health, loop)
+            self._bound = Bound(self.engine, self.health, loop, self._log)
         return self._bound
 
     def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
@@ -132,11 +143,15 @@ class Bound:
     work : Work
     """
 
-    def __init__(self, engine: Engine, health: Health, loop: AbstractEventLoop) -> None:
+    def __init__(
+        self, engine: Engine, health: Health, loop: AbstractEventLoop, log: QueryLog | None = None
+    ) -> None:
         self.loop = loop
         self.bodies = Bodies(loop, lambda: engine.settings)
         self.work = Work()
-        handlers = Handlers(engine, health, self.work)
+        self._metrics = engine.metrics
+        self._log = log
+        handlers = Handlers(engine, health, self.work, log)
         self.routes: Routes = api_routes(handlers, engine.metrics)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -149,9 +164,26 @@ class Bound:
         self._tasks.add(task)  # the loop holds tasks weakly
         task.add_done_callback(self._tasks.discard)
 
-    @staticmethod
-    def failed(route: Route | None, error: Exception) -> Response:
-        """Count an error and make its answer."""
+    def failed(
+        self, route: Route | None, error: Exception, method: str, path: str, request: Request | None
+    ) -> Response:
+        """Count and log an error, and make its answer.
+
+        Parameters
+        ----------
+        route : Route or None
+            None when the path or the method is not served.
+        error : Exception
+        method, path : str
+            As they came.
+        request : Request or None
+            None when it was refused before it was made.
+        """
         if route is not None and route.failures is not None:
-            route.failures.inc()
-        return problems.to_response(error)
+            # In the unit of what they are compared with: the rows of an insert, as far as they are known.
+            route.failures.inc(max(request.rows, 1) if request is not None else 1)
+        response = problems.to_response(error)
+        self._metrics.request_errors_total.inc(str(response.status), problems.code_of(error))
+        if self._log is not None:
+            self._log.failed(method, path, request if route is not None else None, response.status, error)
+        return response

@@ -30,6 +30,7 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
     method = scope["method"]
     waiter = Waiter(bound.loop)
     route: Route | None = None
+    request: Request | None = None
     held_bytes = 0
     try:
         route = bound.routes.find(method, scope["path"])
@@ -42,7 +43,7 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
             given = waiter.wait()
         response = given if isinstance(given, Response) else await given
     except Exception as error:
-        response = bound.failed(route, error)
+        response = bound.failed(route, error, method, scope["path"], request)
     try:
         if isinstance(response, Response):
             await _send_whole(response, method, send)

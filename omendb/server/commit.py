@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omendb.config import Settings
     from omendb.errors import OmenError
     from omendb.metrics import Metrics
+    from omendb.server.query_log import QueryLog
     from omendb.server.request import Request
 
 INSERTED_NONE = Response(200, b'{"inserted":0}')
@@ -36,16 +37,24 @@ class Commit:
     settings : callable
         Returns the current `Settings`. Unless `sync_interval_ms` is 0, now and when the answer is given (it
         may change in between), the answer tells that the points are not on stable storage yet.
+    log : QueryLog, optional
+        Gets those that take `slow_query_ms` or longer.
     """
 
-    __slots__ = ("_count", "_metrics", "_request", "_settings", "_sync_interval_ms")
+    __slots__ = ("_count", "_log", "_metrics", "_request", "_settings", "_sync_interval_ms")
 
     def __init__(
-        self, request: Request, metrics: Metrics, count: int, settings: Callable[[], Settings]
+        self,
+        request: Request,
+        metrics: Metrics,
+        count: int,
+        settings: Callable[[], Settings],
+        log: QueryLog | None = None,
     ) -> None:
         self._request = request
         self._metrics = metrics
         self._count = count
+        self._log = log
         self._settings = settings
         self._sync_interval_ms = settings().sync_interval_ms
 
@@ -58,8 +67,12 @@ class Commit:
         metrics = self._metrics
         metrics.inserts_total.inc(count)
         metrics.insert_batch_size.observe(count)
-        metrics.insert_duration.observe(perf_counter() - request.started)
-        interval = max(self._sync_interval_ms, self._settings().sync_interval_ms)
+        seconds = perf_counter() - request.started
+        metrics.insert_duration.observe(seconds)
+        settings = self._settings()
+        if seconds * 1e3 >= settings.slow_query_ms and self._log is not None:
+            self._log.slow_insert(count, seconds)
+        interval = max(self._sync_interval_ms, settings.sync_interval_ms)
         if interval:
             within = (count, interval)
             request.finish(Response(200, b'{"inserted":%d,"synced_within_ms":%d}' % within))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from omendb.model import Batch
     from omendb.query import WindowQuery
     from omendb.server.health import Health
+    from omendb.server.query_log import Asked, QueryLog
     from omendb.server.request import Answer, Request, StreamedResponse
     from omendb.server.work import Work
 
@@ -55,14 +56,16 @@ class Handlers:
     engine : Engine
     health : Health
     work : Work
+    log : QueryLog, optional
     """
 
-    def __init__(self, engine: Engine, health: Health, work: Work) -> None:
+    def __init__(self, engine: Engine, health: Health, work: Work, log: QueryLog | None = None) -> None:
         self._engine = engine
         self._health = health
         self._work = work
         self._metrics = engine.metrics
         self._settings = lambda: engine.settings
+        self._log = log
 
     def insert(self, request: Request) -> Answer:
         """Answer ``POST /insert`` once its points are durable and visible."""
@@ -83,7 +86,8 @@ class Handlers:
         count = len(batch.timestamp)
         if count == 0:  # a client that flushes an empty buffer did nothing wrong
             return INSERTED_NONE
-        self._engine.submit(batch, Commit(request, self._metrics, count, self._settings))
+        request.rows = count
+        self._engine.submit(batch, Commit(request, self._metrics, count, self._settings, self._log))
         return None
 
     def query(self, request: Request) -> Answer:
@@ -117,25 +121,34 @@ class Handlers:
         else:
             wanted = make_range_query(start, end, series_id, limit, cursor)
         columns = form == "columns"
+        asked = (start, end, series, step, form)
         if form == "arrow" or not by_series:
-            return self._other_answer(request, wanted, form, names)
+            return self._other_answer(request, wanted, asked, names)
         short = self._engine.answer_short(wanted, columns=columns)
         if short is None:
             scan = partial(self._scan, wanted)
             answer_form = encode.Form(columns, names)
-            return large_query.answer(scan, answer_form, self._work, self._metrics, request.started)
+            noted = large_query.Noted(self._metrics, self._log, asked, request.started)
+            return large_query.answer(scan, answer_form, self._work, noted)
         body = encode.short(short, names, columns=columns)
-        self._metrics.query_duration.observe(perf_counter() - request.started)
+        self._answered(request, asked, short.rows)
         return Response(200, body)
+
+    def _answered(self, request: Request, asked: Asked, rows: int) -> None:
+        seconds = perf_counter() - request.started
+        self._metrics.query_duration.observe(seconds)
+        if self._log is not None:
+            self._log.query(asked, rows, seconds)
 
     def _other_answer(
         self,
         request: Request,
         query: RangeQuery | WindowQuery,
-        form: str | None,
+        asked: Asked,
         names: tuple[str, ...] | None,
     ) -> Answer:
         """Answer in a form that short queries have no kernel for."""
+        form = asked[-1]
         by_series = isinstance(query, RangeQuery) or bool(query.by)
         answer_form: encode.Form | ArrowForm
         if form == "arrow":
@@ -144,12 +157,13 @@ class Handlers:
             answer_form = encode.Form(form == "columns", names, by_series)
         scan = self._scan(query)
         if scan.row_bound > SHORT_ROWS:
-            return large_query.answer(lambda: scan, answer_form, self._work, self._metrics, request.started)
+            noted = large_query.Noted(self._metrics, self._log, asked, request.started)
+            return large_query.answer(lambda: scan, answer_form, self._work, noted)
         part = None
         for part in scan.chunks(SHORT_ROWS):  # noqa: B007 # one or none; the cursor comes after it
             pass
         body = answer_form.whole(part, scan.cursor)
-        self._metrics.query_duration.observe(perf_counter() - request.started)
+        self._answered(request, asked, 0 if part is None else part.count)
         return Response(200, body, answer_form.headers)
 
     def _scan(self, query: RangeQuery | WindowQuery) -> Scan | WindowScan | MergedScan:

@@ -11,7 +11,7 @@ from collections import deque
 from functools import partial
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from omendb.model import Columns, Windows
 from omendb.server.request import DisconnectedError, Response, StreamedResponse
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from omendb.metrics import Metrics
     from omendb.server.arrow import ArrowForm
     from omendb.server.encode import Form, Part
+    from omendb.server.query_log import Asked, QueryLog
     from omendb.server.request import Piece
     from omendb.server.work import Work
     from omendb.workers import Workers
@@ -48,8 +49,7 @@ async def answer(
     scan: Callable[[], AnyScan],
     form: AnyForm,
     work: Work,
-    metrics: Metrics,
-    started: float,
+    noted: Noted,
 ) -> Response | StreamedResponse:
     """Answer a query in threads.
 
@@ -59,9 +59,8 @@ async def answer(
         Makes the scan, in a thread: it copies what memtables hold.
     form : Form or ArrowForm
     work : Work
-    metrics : Metrics
-    started : float
-        `time.perf_counter` when the request was complete.
+    noted : Noted
+        Told how it ended, unless this raises.
 
     Raises
     ------
@@ -75,11 +74,44 @@ async def answer(
     except BaseException:
         work.queries.give_back()
         raise
-    if isinstance(begun, bytes):
+    if begun.rest is None:
         work.queries.give_back()
-        metrics.query_duration.observe(perf_counter() - started)
-        return Response(200, begun, form.headers)
-    return StreamedResponse(200, QueryPieces(*begun, work, metrics, started), form.headers)
+        noted.end(begun.rows(), None)
+        return Response(200, bytes(begun.first), form.headers)
+    pieces = QueryPieces(begun.first, begun.rest, begun.rows, work, noted)
+    return StreamedResponse(200, pieces, form.headers)
+
+
+class Noted(NamedTuple):
+    """What is measured and logged of one query.
+
+    Attributes
+    ----------
+    metrics : Metrics
+    log : QueryLog or None
+    asked : Asked
+    started : float
+        `time.perf_counter` when the request was complete.
+    """
+
+    metrics: Metrics
+    log: QueryLog | None
+    asked: Asked
+    started: float
+
+    def end(self, rows: int, error: BaseException | None) -> None:
+        """Take how it ended: with an answer of `rows`, or with an error in the middle of one."""
+        seconds = perf_counter() - self.started
+        if error is None:
+            self.metrics.query_duration.observe(seconds)
+            if self.log is not None:
+                self.log.query(self.asked, rows, seconds)
+            return
+        left = isinstance(error, DisconnectedError)
+        if not left:
+            self.metrics.query_failures_total.inc()
+        if self.log is not None:
+            self.log.broken_query(self.asked, rows, seconds, None if left else error)
 
 
 class QueryPieces:
@@ -91,18 +123,19 @@ class QueryPieces:
         Made already, so that what fails at once gets a proper answer.
     rest : iterator of bytes or bytearray
         Used in one thread at a time.
+    rows : callable
+        Says how many rows were sent.
     work : Work
         Whose turn is given back at the end.
-    metrics : Metrics
-    started : float
+    noted : Noted
     """
 
     def __init__(
-        self, first: Piece, rest: Iterator[Piece], work: Work, metrics: Metrics, started: float
+        self, first: Piece, rest: Iterator[Piece], rows: Callable[[], int], work: Work, noted: Noted
     ) -> None:
         self._work = work
-        self._metrics = metrics
-        self._started = started
+        self._rows = rows
+        self._noted = noted
         self._take = partial(_take, rest)
         self._ready = deque((first,))
         self._next = work.start_query(self._take)
@@ -124,10 +157,7 @@ class QueryPieces:
     def close(self, error: BaseException | None = None) -> None:
         """End the query's turn, once no thread works on it any more."""
         self._next.add_done_callback(self._end)
-        if error is None:
-            self._metrics.query_duration.observe(perf_counter() - self._started)
-        elif not isinstance(error, DisconnectedError):
-            self._metrics.query_failures_total.inc()
+        self._noted.end(self._rows(), error)
 
     def _end(self, done: asyncio.Future[list[Piece]]) -> None:
         if not done.cancelled():
@@ -161,7 +191,40 @@ class Kept:
         return self._workers.map(function, self._parts)
 
 
-def _begin(make: Callable[[], AnyScan], form: AnyForm) -> bytes | tuple[Piece, Iterator[Piece]]:
+class Counted:
+    """A scan whose rows are counted while they are read.
+
+    Attributes
+    ----------
+    rows : int
+        So far.
+    """
+
+    def __init__(self, scan: AnyScan) -> None:
+        self.rows = 0
+        self._scan = scan
+
+    @property
+    def cursor(self) -> str | None:
+        """That of the scan."""
+        return self._scan.cursor
+
+    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
+        """Yield what a function makes of each part, in order."""
+        for count, result in self._scan.map(lambda part: (part.count, function(part)), rows_max):
+            self.rows += count
+            yield result
+
+
+class _Begun(NamedTuple):
+    """The first piece of an answer, the others (None: it was all), and how many rows have been sent."""
+
+    first: Piece
+    rest: Iterator[Piece] | None
+    rows: Callable[[], int]
+
+
+def _begin(make: Callable[[], AnyScan], form: AnyForm) -> _Begun:
     """Answer at once when the answer is small, whatever the query touched; else begin to stream.
 
     The number of rows comes first. That of windows is known only when they have been made, so they are
@@ -178,15 +241,24 @@ def _begin(make: Callable[[], AnyScan], form: AnyForm) -> bytes | tuple[Piece, I
         if size > (KEPT_WINDOW_BYTES_MAX if isinstance(part, Windows) else KEPT_ROW_BYTES_MAX):
             break
     else:
+        count = sum(part.count for part in parts)
         if len(parts) <= 1:
-            return form.whole(parts[0] if parts else None, scan.cursor)
-        return _first(form.stream(Kept(parts, scan), sum(part.count for part in parts), form.piece_rows))
+            body = form.whole(parts[0] if parts else None, scan.cursor)
+            return _Begun(body, None, _always(count))
+        pieces = form.stream(Kept(parts, scan), count, form.piece_rows)
+        return _Begun(next(pieces), pieces, _always(count))
     del parts, part, rows
-    return _first(form.stream(scan, scan.count() if form.needs_count else 0, form.piece_rows))
+    if form.needs_count:
+        count = scan.count()
+        pieces = form.stream(scan, count, form.piece_rows)
+        return _Begun(next(pieces), pieces, _always(count))
+    counted = Counted(scan)
+    pieces = form.stream(counted, 0, form.piece_rows)
+    return _Begun(next(pieces), pieces, lambda: counted.rows)
 
 
-def _first(pieces: Iterator[Piece]) -> tuple[Piece, Iterator[Piece]]:
-    return next(pieces), pieces
+def _always(count: int) -> Callable[[], int]:
+    return lambda: count
 
 
 def _itself(part: Part) -> Part:

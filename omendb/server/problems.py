@@ -70,12 +70,17 @@ def status_of(error: BaseException) -> int:
     raise AssertionError("BaseException is in the table")
 
 
+def code_of(error: BaseException) -> str:
+    """Return the stable name of the kind of error."""
+    return error.code if isinstance(error, errors.OmenError) else "internal_error"
+
+
 def to_response(error: BaseException) -> Response:
     """Make the answer of an error; log the error when it is not one of `omendb.errors`."""
     status = status_of(error)
     if not isinstance(error, errors.OmenError):
         logger.error("unexpected error while handling a request", exc_info=error)
-        problem = Problem("internal_error", "internal error; the server's log has the details")
+        problem = Problem(code_of(error), "internal error; the server's log has the details")
         return Response(status, _encode({"error": problem}))
     if status == 500:
         logger.error("%s: %s", error.code, error)

@@ -1,10 +1,9 @@
-"""What a server asks of the operating system: its name, its log, its addresses."""
+"""What a server asks of the operating system: its name, its memory, its addresses."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import socket
 
 _PR_SET_NAME = 15
@@ -23,14 +22,6 @@ def set_process_name(name: str) -> None:
     Call it in the main thread, whose name is the process's.
     """
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
-
-
-def configure_logging() -> None:
-    """Log what the server does to stderr, one line an event, unless logging was set up already."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S%z")
-    logger = logging.getLogger("omendb")
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
 
 
 def settle() -> None:

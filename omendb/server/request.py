@@ -35,17 +35,20 @@ class Request:
     ----------
     body : bytes
         Empty until it was read, and for routes that take none.
+    rows : int
+        Rows of an insert, once they are known.
     started : float
         `time.perf_counter` when the request was complete.
     """
 
-    __slots__ = ("body", "finish", "method", "query_string", "started")
+    __slots__ = ("body", "finish", "method", "query_string", "rows", "started")
 
     def __init__(self, method: str, query_string: str, finish: Callable[[Outcome], None]) -> None:
         self.method = method
         self.query_string = query_string
         self.finish = finish
         self.body = b""
+        self.rows = 0
         self.started = perf_counter()
 
     def complete(self, body: bytes) -> None:

@@ -99,7 +99,8 @@ class Exchange:
     def _finish(self, outcome: Outcome) -> None:
         if type(outcome) is not Response:
             if isinstance(outcome, Exception):
-                outcome = self._bound.failed(self._route, outcome)
+                scope = self._scope
+                outcome = self._bound.failed(self._route, outcome, scope.method, scope.path, self._request)
             else:
                 self._bound.spawn(self._stream(outcome))  # type: ignore[arg-type]
                 return

@@ -12,20 +12,17 @@ import logging
 import os
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from omendb.errors import OmenError
+from omendb.metrics import package_version
 from omendb.server.admin_port import AdminPort
 from omendb.server.app import Application
 from omendb.server.embedding import HttpServer
 from omendb.server.health import Health
-from omendb.server.process import (
-    check_port_is_free,
-    configure_logging,
-    resolve,
-    set_process_name,
-    settle,
-)
+from omendb.server.log import STANDARD_OUTPUT, ServerLog
+from omendb.server.process import check_port_is_free, resolve, set_process_name, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +43,7 @@ def run(
     metrics_port: int = 9090,
     *,
     on_ready: Callable[[int, int], None] | None = None,
+    log_descriptor: int = STANDARD_OUTPUT,
 ) -> int:
     """Serve `engine` until the process is told to stop.
 
@@ -59,6 +57,8 @@ def run(
         0 for any free one.
     on_ready : callable, optional
         Called once with both ports, in a thread of its own, when the store is ready.
+    log_descriptor : int
+        File descriptor that the log is written to.
 
     Returns
     -------
@@ -71,7 +71,28 @@ def run(
     Call it in the main thread: it handles signals.
     """
     set_process_name("omendb")
-    configure_logging()
+    log = ServerLog(engine, log_descriptor)
+    log.start()
+    try:
+        status = _serve(engine, log, host, port, metrics_port, on_ready)
+    except BaseException:
+        logger.critical("the server failed", exc_info=True)
+        log.close()
+        raise
+    log.close()
+    return status
+
+
+def _serve(
+    engine: Engine,
+    log: ServerLog,
+    host: str,
+    port: int,
+    metrics_port: int,
+    on_ready: Callable[[int, int], None] | None,
+) -> int:
+    started = time.monotonic()
+    logger.info("start version=%s pid=%d", package_version(), os.getpid())
     health = Health(engine)
     try:
         address = resolve(host)
@@ -80,15 +101,17 @@ def run(
     except OSError as error:
         logger.critical("cannot listen on %s, ports %d and %d: %s", host, port, metrics_port, error)
         return 1
-    server = HttpServer(Application(engine, health=health), address, port, STOP_SECONDS)
+    application = Application(engine, health=health, log=log.requests)
+    server = HttpServer(application, address, port, STOP_SECONDS)
     admin_port.start()
-    life = _Life(engine, health, server)
+    life = _Life(engine, health, server, log)
 
     def announce() -> None:
         url, metrics_url = _url(host, server.port), _url(host, admin_port.port)
         engine.metrics.watch_port(server.port)
         settle()
-        logger.info("ready: HTTP on %s, metrics on %s/metrics", url, metrics_url)
+        seconds = time.monotonic() - started
+        logger.info("ready http=%s metrics=%s/metrics duration_ms=%.0f", url, metrics_url, seconds * 1e3)
         if on_ready is not None:
             on_ready(server.port, admin_port.port)
 
@@ -98,7 +121,7 @@ def run(
         admin_port.close()
     if life.cut_short:
         # A thread still works on what was given up, and the interpreter would wait for it.
-        logging.shutdown()
+        log.close()
         os._exit(status)
     return status
 
@@ -112,8 +135,10 @@ class _Life:
         Whether something was given up at the end.
     """
 
-    def __init__(self, engine: Engine, health: Health, server: HttpServer) -> None:
+    def __init__(self, engine: Engine, health: Health, server: HttpServer, log: ServerLog) -> None:
         self.cut_short = False
+        self._log = log
+        self._told_at = time.monotonic()
         self._engine = engine
         self._health = health
         self._server = server
@@ -141,9 +166,11 @@ class _Life:
 
     def _told_to_stop(self, name: str) -> None:
         if self._stop.is_set():
-            logger.warning("%s again: leaving at once", name)
+            logger.warning("stopping at once signal=%s", name)
+            self._log.close()
             os._exit(1)
-        logger.info("%s: stopping", name)
+        self._told_at = time.monotonic()
+        logger.info("stopping signal=%s", name)
         self._stop.set()
 
     def _start_engine(self, loop: asyncio.AbstractEventLoop, announce: Callable[[], None]) -> None:
@@ -192,7 +219,8 @@ class _Life:
             self._status = 1
             logger.critical("the store did not close cleanly: %s", error)
         else:
-            logger.info("stopped")
+            self._log.requests.close()  # its last sums come before the last line
+            logger.info("stopped duration_ms=%.0f", (time.monotonic() - self._told_at) * 1e3)
 
 
 def _in_thread(name: str, target: Callable[[], None]) -> threading.Thread:

@@ -134,6 +134,10 @@ class FileSystem(Protocol):
         """Bytes that may still be written to the file system that holds `path`."""
         ...
 
+    def total_bytes(self, path: Path) -> int:
+        """Size of the file system that holds `path`."""
+        ...
+
     def lock(self, path: Path) -> object:
         """Take an exclusive lock, held until the returned object is closed or the process ends."""
         ...
@@ -276,6 +280,10 @@ class OsFileSystem:
     def free_bytes(self, path: Path) -> int:
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
+
+    def total_bytes(self, path: Path) -> int:
+        status = os.statvfs(path)
+        return status.f_blocks * status.f_frsize
 
     def lock(self, path: Path) -> _OsLock:
         try:

@@ -164,6 +164,9 @@ class ModelFileSystem:
     def free_bytes(self, path: Path) -> int:
         return 1 << 40
 
+    def total_bytes(self, path: Path) -> int:
+        return 1 << 41
+
     def lock(self, path: Path) -> ModelLock:
         return ModelLock()
 

@@ -34,6 +34,7 @@ def main() -> int:
         int(port),
         int(metrics_port),
         on_ready=lambda *ports: tell("ready", *ports),
+        log_descriptor=2,
     )
     if engine.closed.is_set():
         tell("closed")

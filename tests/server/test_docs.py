@@ -10,7 +10,6 @@ import pytest
 
 from omendb import errors, executor
 from omendb.config import Settings
-from omendb.metrics import Counter, Histogram, Metrics
 from omendb.model import AGGREGATES
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
 from omendb.server import connection, encode, large_query, problems, work
@@ -43,12 +42,6 @@ def test_names_every_error_with_its_status(kind: type[errors.OmenError]) -> None
 def test_shows_every_field_of_the_reports(report: type) -> None:
     for name in report.__struct_fields__:  # type: ignore[attr-defined]
         assert f'"{name}":' in PAGE
-
-
-def test_names_every_metric() -> None:
-    for instrument in vars(Metrics()).values():
-        if isinstance(instrument, Counter | Histogram):
-            assert f"`{instrument.name}`" in PAGE
 
 
 def test_states_the_limits_in_force() -> None:

@@ -115,8 +115,8 @@ def test_starts_and_stops(serve: Serve) -> None:
     assert server.stop() == 0
 
     server.hear("closed")
-    assert f"ready: HTTP on http://127.0.0.1:{server.port}" in server.log
-    assert "SIGTERM: stopping" in server.log
+    assert f"ready http=http://127.0.0.1:{server.port} metrics=" in server.log
+    assert "stopping signal=SIGTERM" in server.log
     assert "granian" not in server.log
     assert "Traceback" not in server.log
 
