@@ -754,12 +754,15 @@ class Engine:
         ]
 
     def _gauges(self) -> Iterable[tuple[str, str, float]]:
-        ready = ("omendb_ready", "1 when inserts and queries are taken.", float(self.status.phase == "ready"))
+        always = [
+            ("omendb_ready", "1 when inserts and queries are taken.", float(self.status.phase == "ready")),
+            ("omendb_connections_limit", "The setting max_connections.", self.settings.max_connections),
+        ]
         if self._store is None:
-            return [ready]
+            return always
         found = self.recovery or Recovery()
         return [
-            ready,
+            *always,
             *gauges(self._store),
             *disk_gauges(self._fs, self.path),
             (

@@ -4,6 +4,7 @@
     python perf/http.py --compare                # inserts into an empty store against a full one
     python perf/http.py --workload range_100 --points 1000000 --seconds 5
     python perf/http.py --url http://127.0.0.1:3000 --no-load
+    python perf/http.py --compare-logs           # queries with a log line each, and without
 
 `wrk` is Debian's package of that name. Client and server share the machine: leave it alone meanwhile.
 A workload is warmed up for a second and then measured; percentiles are wrk's, over all requests of the
@@ -26,6 +27,7 @@ import os
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 import time
@@ -33,7 +35,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -155,11 +158,13 @@ class Bench:
         assert isinstance(stats, dict)
         return stats
 
-    def measure(self, workload: str, store: str) -> Result:
-        """Warm a workload up, then measure it."""
+    def measure(self, workload: str, store: str, seconds: int | None = None) -> Result:
+        """Warm a workload up, then measure it; without the warming up when `seconds` are given."""
         progress(f"{workload} ({store})")
-        self._wrk(workload, 1)
-        found = self._wrk(workload, self.options.seconds)
+        if seconds is None:
+            self._wrk(workload, 1)
+            seconds = self.options.seconds
+        found = self._wrk(workload, seconds)
         rate = found["requests"] / found["seconds"]
         return Result(
             workload,
@@ -189,19 +194,42 @@ class Bench:
         raise SystemExit(f"wrk failed: {done.stdout}{done.stderr}")
 
 
+class Server(NamedTuple):
+    """A running server."""
+
+    url: str
+    metrics_url: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the process so far, of user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.contextmanager
 def own_server(options: argparse.Namespace) -> Iterator[str]:
     """Start a server on a directory of its own; stop it and remove the directory at the end."""
-    directory = tempfile.mkdtemp(prefix="omendb-perf-", dir=options.data_dir)
+    with run_server(options.data_dir) as server:
+        yield server.url
+
+
+@contextlib.contextmanager
+def run_server(parent: str | None, *arguments: str, piped: bool = False) -> Iterator[Server]:
+    """Start a server with more arguments; its log goes to a file, or through a pipe that is read."""
+    directory = tempfile.mkdtemp(prefix="omendb-perf-", dir=parent)
     port, metrics_port = free_port(), free_port()
     command = [str(Path(sys.executable).with_name("omendb")), "serve", "--data-dir", directory]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(metrics_port)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(metrics_port), *arguments]
     log = Path(directory, "log")
     with log.open("wb") as stream:
-        server = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+        output = subprocess.PIPE if piped else stream
+        server = subprocess.Popen(command, stdout=output, stderr=stream if piped else subprocess.STDOUT)
+    if piped:
+        Thread(target=swallow, args=(server.stdout,), daemon=True).start()
     try:
         wait_ready(server, f"http://127.0.0.1:{port}")
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}", server.pid)
         server.send_signal(signal.SIGTERM)
         server.wait(60)
     except BaseException:
@@ -213,6 +241,73 @@ def own_server(options: argparse.Namespace) -> Iterator[str]:
         server.kill()
         server.wait()
         shutil.rmtree(directory)
+
+
+def swallow(stream: IO[bytes]) -> None:
+    """Read a stream to its end, as whoever collects logs does."""
+    while os.read(stream.fileno(), 1 << 20):
+        pass
+
+
+def compare_logs(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure queries with a log line each and without, in turn, on one server; print as it goes."""
+    found: list[dict[str, Any]] = []
+    workloads = options.workload or ["range_100"]
+    with tempfile.TemporaryDirectory(prefix="omendb-perf-config-") as config_dir:
+        setting = Path(config_dir, "log_queries")
+        setting.write_text("off")
+        with run_server(options.data_dir, "--config-dir", config_dir, piped=True) as server:
+            bench = Bench(server.url, options)
+            bench.load()
+            print(
+                f"\n{'workload':16}{'log_queries':>12}{'requests/s':>12}{'CPU us a request':>18}{'p95 ms':>9}"
+            )
+            for workload in workloads:
+                for mode in options.rounds * ("all", "off"):
+                    setting.write_text(mode)
+                    while get_json(server.url + "/admin/config")["log_queries"]["value"] != mode:
+                        time.sleep(0.1)
+                    bench.measure(workload, "full", 1)
+                    before = server.cpu_seconds()
+                    result = bench.measure(workload, "full", options.seconds)
+                    asked = result.requests_per_second * options.seconds
+                    micros = (server.cpu_seconds() - before) * 1e6 / asked
+                    found.append({**asdict(result), "log_queries": mode, "cpu_us_per_request": micros})
+                    rate, p95 = result.requests_per_second, result.p95_ms
+                    print(f"{workload:16}{mode:>12}{rate:12,.0f}{micros:18.2f}{p95:9.2f}")
+                print(f"{workload}: {difference(workload, found)}")
+            dropped = next(
+                line
+                for line in urllib3.request("GET", server.metrics_url + "/metrics").data.decode().splitlines()
+                if line.startswith("omendb_log_lines_dropped_total ")
+            )
+            print(dropped)
+    return found
+
+
+def difference(workload: str, found: list[dict[str, Any]]) -> str:
+    """Say what lines cost, by the medians of the rounds."""
+
+    def median(mode: str, key: str) -> float:
+        return statistics.median(
+            r[key] for r in found if (r["workload"], r["log_queries"]) == (workload, mode)
+        )
+
+    with_lines, without = (median(mode, "cpu_us_per_request") for mode in ("all", "off"))
+    kept = median("all", "requests_per_second") / median("off", "requests_per_second")
+    return (
+        f"a line costs {with_lines - without:.2f} us of CPU, {with_lines / without - 1:.1%} more; "
+        f"{1 - kept:.1%} of the requests a second are lost"
+    )
+
+
+def get_json(url: str) -> dict[str, Any]:
+    """Return the JSON that is answered to a GET."""
+    answer = urllib3.request("GET", url, timeout=600)
+    assert answer.status == 200, answer.data
+    found = orjson.loads(answer.data)
+    assert isinstance(found, dict)
+    return found
 
 
 def wait_ready(server: subprocess.Popen[bytes], url: str) -> None:
@@ -307,10 +402,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--no-load", action="store_true", help="the points are there already")
     parser.add_argument("--empty", action="store_true", help="inserts into an empty store only")
     parser.add_argument("--compare", action="store_true", help="inserts: empty store, then full")
+    parser.add_argument("--compare-logs", action="store_true", help="log_queries all against off, in turn")
+    parser.add_argument("--rounds", type=int, default=3, help="of --compare-logs: all, off, all, off, ...")
     parser.add_argument("--json", metavar="FILE", help="write the results there; - for stdout")
     options = parser.parse_args()
-    if options.url and (options.empty or options.compare):
-        parser.error("--empty and --compare start servers of their own: leave --url out")
+    if options.url and (options.empty or options.compare or options.compare_logs):
+        parser.error("--empty, --compare and --compare-logs start servers of their own: leave --url out")
     return options
 
 
@@ -321,6 +418,11 @@ def main() -> None:
     head = machine()
     for name, value in head.items():
         print(f"{name}: {value}")
+    if options.compare_logs:
+        found = compare_logs(options)
+        if options.json:
+            write_json(options.json, {**head, "options": vars(options), "results": found})
+        return
     workloads = options.workload or list(ROWS_PER_REQUEST)
     results: list[Result] = []
     load_rate = None
@@ -352,11 +454,16 @@ def main() -> None:
             "load_points_per_second": load_rate,
             "results": [asdict(result) for result in results],
         }
-        text = json.dumps(everything, indent=2)
-        if options.json == "-":
-            print(text)
-        else:
-            Path(options.json).write_text(text + "\n")
+        write_json(options.json, everything)
+
+
+def write_json(target: str, found: dict[str, Any]) -> None:
+    """Write the results to a file, or to standard output: ``-``."""
+    text = json.dumps(found, indent=2)
+    if target == "-":
+        print(text)
+    else:
+        Path(target).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def test_answers_in_pieces_are_logged_when_they_end(
     logged: Client, lines: Lines, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.server.fake_engine.SHORT_ROWS", 5)
-    monkeypatch.setattr("omendb.server.large_query.PIECE_ROWS", 5)
+    monkeypatch.setattr("omendb.server.encode.PIECE_ROWS", 5)
     points = [{"series_id": 1, "timestamp": t, "value": 1.0} for t in range(20)]
     logged.call("POST", "/insert", body=msgspec.json.encode(points))
     lines.clear()
@@ -142,7 +142,8 @@ def test_an_answer_that_breaks_off_says_why(
     logged: AsgiClient, lines: Lines, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.server.fake_engine.SHORT_ROWS", 5)
-    monkeypatch.setattr("omendb.server.large_query.PIECE_ROWS", 5)
+    monkeypatch.setattr("omendb.server.encode.PIECE_ROWS", 5)
+    monkeypatch.setattr("omendb.server.large_query.KEPT_ROW_BYTES_MAX", 0)
     points = [{"series_id": 1, "timestamp": t, "value": 1.0} for t in range(20)]
     logged.call("POST", "/insert", body=msgspec.json.encode(points))
     engine.chunk_error = CorruptionError("data/1.parquet", 5, "checksum")
