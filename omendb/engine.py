@@ -20,7 +20,14 @@ import msgspec
 
 from omendb.committer import Committer
 from omendb.config import Settings, check
-from omendb.errors import AlreadyExistsError, OmenError, OverloadedError, WalFailedError
+from omendb.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    LockedError,
+    OmenError,
+    OverloadedError,
+    WalFailedError,
+)
 from omendb.executor import Scan, ShortAnswer, answer_short
 from omendb.flusher import Compactor, Flusher, Refitter, storage_error
 from omendb.inspection import disk_gauges, gauges, index_state, index_stats, record_stats, space_state
@@ -60,6 +67,11 @@ REFUSE_AT = 0.85
 
 _TICK_SECONDS = 0.1
 _WATCH_SECONDS = 0.5  # a change applies after one to two of these: the files must have come to rest
+
+_LOCK_POLL_SECONDS = 0.2
+"""How often a start that waits for another process looks whether that is gone."""
+
+_WAITING = "waiting for the lock: another process has the directory open"
 
 
 class Engine:
@@ -114,6 +126,8 @@ class Engine:
         self._flusher: Flusher
         self._compactor: Compactor
         self._refitter: Refitter
+        # Makes a start and a close that meet come one after the other; taken before all others.
+        self._life_lock = threading.Lock()
         self._admin_lock = threading.Lock()  # one maintenance call at a time; taken before all others
         self._backup_lock = threading.Lock()  # one backup at a time; taken before all others
         self._settings_lock = threading.Lock()  # one change of settings at a time; taken after those two
@@ -143,7 +157,7 @@ class Engine:
 
     # Life.
 
-    def start(self, *, compile_kernels: bool = False) -> None:
+    def start(self, *, compile_kernels: bool = False, wait_for_lock_seconds: float | None = 0.0) -> None:
         """Recover the store and start the threads; returns when it is ready.
 
         Parameters
@@ -151,6 +165,9 @@ class Engine:
         compile_kernels : bool
             Make every kernel ready first, so that no request waits for a compiler; without it each is
             compiled, or loaded from the cache, when it is first called.
+        wait_for_lock_seconds : float, optional
+            How long to wait while another process has the directory open; None: until it is gone. Nothing
+            in the directory is looked at meanwhile, and nothing changed.
 
         Raises
         ------
@@ -158,6 +175,8 @@ class Engine:
             Another process has the directory open.
         CorruptionError
             Something that had been durable is damaged.
+        ClosedError
+            `close` was called meanwhile, by another thread.
         OSError
         """
         lifecycle = self._lifecycle
@@ -167,12 +186,48 @@ class Engine:
         try:
             if compile_kernels:
                 self._compile_kernels()
-            started = time.monotonic()
-            store, self.recovery = open_store(self._fs, self.path, self.settings, lifecycle.report)
-            self.recovery.seconds = time.monotonic() - started
+            store, self.recovery = self._recover(wait_for_lock_seconds)
+        except ClosedError:
+            raise
         except BaseException as error:
             lifecycle.fail(error)
             raise
+        with self._life_lock:
+            closed = lifecycle.closing.is_set()
+            if not closed:
+                self._run(store)
+        if closed:
+            _close_store(store)
+            raise ClosedError(f"{self.path} was closed while it was being opened")
+
+    def _recover(self, wait_seconds: float | None) -> tuple[Store, Recovery]:
+        """Open the store as soon as no other process has it."""
+        asked = time.monotonic()
+        waited = False
+        while True:
+            started = time.monotonic()
+            try:
+                store, recovery = open_store(self._fs, self.path, self.settings, self._report_recovery)
+            except LockedError:
+                if wait_seconds is not None and started - asked >= wait_seconds:
+                    raise
+            else:
+                recovery.seconds = time.monotonic() - started
+                return store, recovery
+            if not waited:
+                waited = True
+                logger.warning("lock %s is in use by another process, waiting until it is gone", self.path)
+            self._lifecycle.report(_WAITING, 0.0, "waiting")
+            self._lifecycle.closing.wait(_LOCK_POLL_SECONDS)
+
+    def _report_recovery(self, message: str, progress: float) -> None:
+        # At the end the store is open, and is closed in order when nobody wants it any more.
+        if progress < 1.0:
+            self._lifecycle.report(message, progress)
+
+    def _run(self, store: Store) -> None:
+        """Start the threads; the life lock is held."""
+        lifecycle = self._lifecycle
         self._compactor = Compactor(store, lifecycle, self.metrics)
         self._flusher = Flusher(store, self._compactor, lifecycle, self.metrics)
         self._refitter = Refitter(store, lifecycle, self.metrics)
@@ -207,10 +262,13 @@ class Engine:
         OSError, WalFailedError
             The stop is not clean; nothing acknowledged is lost.
         """
-        store = self._store
-        if not self._lifecycle.close() or store is None:
-            return
+        with self._life_lock:
+            was_open = self._lifecycle.close()
+            store = self._store
+        if not was_open or store is None:
+            return  # a start that is under way gives up, and closes what it has opened
         self._workers.close()
+        store.stop_maintenance()
         self._committer.stop()
         self._flusher.wake()
         self._compactor.wake()
@@ -220,11 +278,7 @@ class Engine:
         if self.failed.is_set():
             store.release()
             return
-        try:
-            store.close()
-        except BaseException:
-            store.release()
-            raise
+        _close_store(store)
         logger.info("closed %s", self.path)
 
     def __enter__(self) -> Self:
@@ -757,6 +811,11 @@ class Engine:
         always = [
             ("omendb_ready", "1 when inserts and queries are taken.", float(self.status.phase == "ready")),
             ("omendb_connections_limit", "The setting max_connections.", self.settings.max_connections),
+            (
+                "omendb_waiting_for_lock",
+                "1 while another process has the data directory open, and this one waits for it.",
+                float(self.status.phase == "waiting"),
+            ),
         ]
         if self._store is None:
             return always
@@ -796,13 +855,28 @@ class Engine:
         ]
 
 
-def open(path: str | Path, **settings: Any) -> Engine:  # noqa: A001, ANN401
+def _close_store(store: Store) -> None:
+    try:
+        store.close()
+    except BaseException:
+        store.release()
+        raise
+
+
+def open(  # noqa: A001
+    path: str | Path,
+    *,
+    wait_for_lock_seconds: float | None = 0.0,
+    **settings: Any,  # noqa: ANN401
+) -> Engine:
     """Open a database in this process, or make one.
 
     Parameters
     ----------
     path : str or Path
         The data directory.
+    wait_for_lock_seconds : float, optional
+        How long to wait while another process has the directory open; None: until it is gone.
     **settings : int, bool or str
         See `omendb.config.Settings`.
 
@@ -820,5 +894,5 @@ def open(path: str | Path, **settings: Any) -> Engine:  # noqa: A001, ANN401
     for name, value in settings.items():
         check(name, value)
     engine = Engine(path, Settings(**settings))
-    engine.start()
+    engine.start(wait_for_lock_seconds=wait_for_lock_seconds)
     return engine

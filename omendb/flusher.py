@@ -11,7 +11,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from omendb.errors import CorruptionError, DiskFullError, OmenError, OverloadedError, WalFailedError
+from omendb.errors import (
+    ClosedError,
+    CorruptionError,
+    DiskFullError,
+    OmenError,
+    OverloadedError,
+    WalFailedError,
+)
 from omendb.reports import Retrain
 from omendb.storage.fs import DISK_FULL_ERRNOS
 
@@ -88,6 +95,8 @@ def _repeat(name: str, step: Callable[[], object], wanted: threading.Event, life
                 if step() is None:
                     break
                 retry.succeeded()
+            except ClosedError:
+                return
             except CorruptionError as error:
                 logger.error("%s leaves damaged data alone: %s", name, error)  # noqa: TRY400
             except OmenError as error:

@@ -29,7 +29,7 @@ class Lifecycle:
     failed : threading.Event
         The log has failed: nothing more is acknowledged.
     closing : threading.Event
-        The background threads are to finish.
+        The background threads are to finish, and a start that is under way is to be given up.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,20 +39,30 @@ class Lifecycle:
         self._path = path
         self._lock = threading.Lock()  # protects changes of the phase; a leaf
 
-    def report(self, message: str, progress: float) -> None:
-        """Say how far the start is."""
-        self.status = Status("starting", message, progress)
+    def report(self, message: str, progress: float, phase: str = "starting") -> None:
+        """Say how far the start is.
+
+        Raises
+        ------
+        ClosedError
+            The store was closed meanwhile: the start is to be given up.
+        """
+        with self._lock:
+            if not self.closing.is_set():
+                self.status = Status(phase, message, progress)
+                return
+        raise ClosedError(f"{self._path} was closed while it was being opened")
 
     def set_ready(self) -> None:
         """The start is done."""
         with self._lock:
-            if not self.failed.is_set():
+            if not self.failed.is_set() and not self.closing.is_set():
                 self.status = Status("ready", "ready", 1.0)
 
     def fail(self, error: BaseException) -> None:
         """Take no more inserts: what is on stable storage is no longer known."""
         with self._lock:
-            if self.status.phase in ("ready", "starting"):
+            if self.status.phase in ("ready", "starting", "waiting"):
                 self.status = Status("failed", str(error), 0.0)
         self.failed.set()
 
@@ -61,7 +71,7 @@ class Lifecycle:
         with self._lock:
             phase = self.status.phase
             self.status = Status("closed", "closed", 0.0)
-        self.closing.set()
+            self.closing.set()
         return phase not in ("closed", "new")
 
     def check_ready(self) -> None:

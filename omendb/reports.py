@@ -11,7 +11,8 @@ class Status(msgspec.Struct, frozen=True):
     Attributes
     ----------
     phase : str
-        ``new``, ``starting``, ``ready``, ``failed`` or ``closed``.
+        ``new``, ``waiting`` (another process has the directory open), ``starting``, ``ready``, ``failed`` or
+        ``closed``.
     message : str
         What is being done, or what went wrong.
     progress : float

@@ -81,8 +81,9 @@ def start_server(
     environment: Mapping[str, str] | None = None,
     port: int | None = None,
     prefix: Sequence[str] = (),
+    phase: str = "ready",
 ) -> Iterator[RunningServer]:
-    """Start a server, wait until it is ready, and end it afterwards.
+    """Start a server, wait until it is ready (or in another `phase`), and end it afterwards.
 
     `prefix` is a command that runs the server in its own process, such as ``strace -D``.
 
@@ -112,7 +113,7 @@ def start_server(
         )
     running = RunningServer(process, data_dir, port, metrics_port, log)
     try:
-        _wait_until_ready(running)
+        wait_until(running, phase)
         yield running
     finally:
         if process.poll() is None:
@@ -124,14 +125,22 @@ def start_server(
                 process.wait(30)
 
 
-def _wait_until_ready(running: RunningServer) -> None:
+def wait_until(running: RunningServer, phase: str = "ready") -> None:
+    """Wait until `/ready` tells a phase.
+
+    Raises
+    ------
+    AssertionError
+        With the log, when the server ends or does not come to it.
+    """
     give_up = time.monotonic() + READY_SECONDS
     while time.monotonic() < give_up:
         code = running.process.poll()
         assert code is None, f"the server ended with {code}:\n{running.log.read_text()}"
         with contextlib.suppress(urllib3.exceptions.HTTPError):
             response = urllib3.request("GET", running.url + "/ready", retries=False, timeout=5)
-            if response.status == 200:
+            found = "ready" if response.status == 200 else orjson.loads(response.data)["phase"]
+            if found == phase:
                 return
         time.sleep(0.05)
-    raise AssertionError(f"the server did not get ready:\n{running.log.read_text()}")
+    raise AssertionError(f"the server did not get {phase}:\n{running.log.read_text()}")

@@ -23,7 +23,9 @@ from omendb.errors import (
 )
 from omendb.flusher import FROZEN_MAX
 from omendb.model import make_batch
+from omendb.storage import compaction, recovery
 from omendb.storage.fs import OsFileSystem
+from omendb.storage.store import Store
 from tests.storage.faulty_fs import FaultyFileSystem
 
 
@@ -312,6 +314,98 @@ def faulty(tmp_path, **settings) -> tuple[Engine, FaultyFileSystem]:
     engine = Engine(tmp_path / "db", Settings(**settings), fs=fs)
     engine.start()
     return engine, fs
+
+
+def test_closing_ends_a_start_that_waits_for_the_lock(tmp_path) -> None:
+    with omendb.open(tmp_path / "db") as first:
+        second = Engine(tmp_path / "db")
+        outcome: list[BaseException] = []
+
+        def start() -> None:
+            try:
+                second.start(wait_for_lock_seconds=None)
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        while second.status.phase != "waiting":
+            assert thread.is_alive()
+        with pytest.raises(NotReadyError, match="waiting for the lock"):
+            second.query()
+
+        second.close()
+        thread.join()
+
+        assert [type(error) for error in outcome] == [ClosedError]
+        assert second.status.phase == "closed"
+        assert not second.failed.is_set()
+        assert first.insert(1, 1, 1.0) == 1
+
+
+def test_closing_while_the_store_is_being_opened_leaves_it_clean(tmp_path, monkeypatch) -> None:
+    engine = Engine(tmp_path / "db")
+    opened = recovery.open_store
+
+    def open_store(*arguments):
+        found = opened(*arguments)
+        engine.close()  # as a signal may, at the last moment
+        return found
+
+    monkeypatch.setattr("omendb.engine.open_store", open_store)
+    with pytest.raises(ClosedError):
+        engine.start()
+    monkeypatch.undo()
+
+    with omendb.open(tmp_path / "db") as again:
+        assert again.recovery.clean
+
+
+def test_closing_does_not_wait_for_a_merge_to_finish(tmp_path, monkeypatch) -> None:
+    """A merge gives up between two of its pieces, and leaves nothing behind."""
+    db = omendb.open(tmp_path / "db")
+    for start in (0, 1_000):
+        db.insert(1, np.arange(start, start + 1_000), np.arange(1_000.0))
+        db.flush()
+    begun, closing = threading.Event(), threading.Event()
+    merged = compaction.merged
+
+    def slow(*arguments):
+        begun.set()
+        closing.wait()
+        yield from merged(*arguments)
+
+    monkeypatch.setattr("omendb.storage.compaction.merged", slow)
+    monkeypatch.setattr("omendb.storage.store.Store.stop_maintenance", stopping(closing))
+    outcome: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            db.gc()
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    begun.wait()
+    db.close()
+    thread.join()
+
+    assert [type(error) for error in outcome] == [ClosedError]
+    with omendb.open(tmp_path / "db") as again:
+        assert again.recovery.clean
+        assert again.recovery.removed_files == 0
+        assert again.query().count == 2_000
+
+
+def stopping(closing: threading.Event):
+    stop = Store.stop_maintenance
+
+    def stop_maintenance(store: Store) -> None:
+        stop(store)
+        closing.set()
+
+    return stop_maintenance
 
 
 @pytest.mark.parametrize("operation", ["write", "sync"])

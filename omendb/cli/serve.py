@@ -98,10 +98,7 @@ def option_help(spec: Spec) -> str:
     help="TOML file of settings; read at the start.",
 )
 @_setting_options
-@click.pass_context
 def serve_command(
-    context: click.Context,
-    /,
     *,
     data_dir: Path | None,
     host: str,
@@ -122,6 +119,9 @@ def serve_command(
       omendb serve
       omendb serve --data-dir /data --port 8080 --max-memory-mb 4096
     """
+    from omendb.server.process import leave, leave_on_signals
+
+    leave_on_signals()
     path = data_dir or default_data_dir()
     chosen = load(settings, directory=config_dir, file=config_file)
     from omendb.engine import Engine
@@ -136,7 +136,7 @@ def serve_command(
         if shown:
             click.echo(greeting(host, port, metrics_port))
 
-    context.exit(run(Engine(path, chosen), host, port, metrics_port, on_ready=greet))
+    leave(run(Engine(path, chosen), host, port, metrics_port, on_ready=greet))
 
 
 def default_data_dir() -> Path:

@@ -81,5 +81,5 @@ class Health:
         NotReadyError
         """
         status = self._engine.status
-        if status.phase in ("new", "starting"):
+        if status.phase in ("new", "waiting", "starting"):
             raise NotReadyError(f"not ready: {status.message} ({status.progress:.0%})")

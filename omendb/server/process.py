@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import os
+import signal
 import socket
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import NoReturn
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_NAME = 15
 
@@ -32,6 +45,61 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def leave_on_signals() -> None:
+    """End the process with 0 when it is told to stop before there is anything to stop.
+
+    Notes
+    -----
+    Call it first, in the main thread: what the server is made of takes a second and more to import. Without
+    a handler SIGTERM ends a process with an error, and does nothing at all to the first one of a container.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        leave(0)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+
+
+def call_on_signals(loop: AbstractEventLoop, callback: Callable[[signal.Signals], None]) -> None:
+    """Call back in a loop when the process is told to stop; in the main thread.
+
+    The loop's own `add_signal_handler` would give the signals back their deadly meaning when it closes, and
+    a second SIGTERM would then end a process that has stopped in order with an error.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+
+    def wake() -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(reading, 4_096)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(callback, signal.Signals(number))
+
+    # A signal that another thread gets must wake the loop, too.
+    loop.add_reader(reading, wake)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in STOP_SIGNALS:
+        signal.signal(number, handle)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now, with what was printed and logged.
+
+    The interpreter's own end would wait for threads whose work was given up, and take the ground from under
+    others that run on until the last moment (the HTTP server's, which are not Python's): a process that has
+    stopped in order must not end with a signal.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or it is closed
+            stream.flush()
+    os._exit(status)
 
 
 def resolve(host: str) -> str:

@@ -1,8 +1,9 @@
 """The life of the server: start, serve, stop.
 
-Both ports answer from the beginning; `/ready` says how far the store is. SIGTERM and SIGINT end the
-process in order: not ready, no new connections, requests under way finish, the store closes. A write-ahead
-log that failed ends it with an error, because nothing may be acknowledged any more.
+Both ports answer from the beginning; `/ready` says how far the store is, or that it waits for another
+process that has the directory open. SIGTERM and SIGINT end the process in order: not ready, no new
+connections, requests under way finish, the store closes. A write-ahead log that failed ends it with an
+error, because nothing may be acknowledged any more.
 """
 
 from __future__ import annotations
@@ -15,14 +16,22 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from omendb.errors import OmenError
+from omendb.errors import ClosedError, OmenError
 from omendb.metrics import package_version
 from omendb.server.admin_port import AdminPort
 from omendb.server.app import Application
 from omendb.server.embedding import HttpServer
 from omendb.server.health import Health
 from omendb.server.log import STANDARD_OUTPUT, ServerLog
-from omendb.server.process import check_port_is_free, resolve, set_process_name, settle
+from omendb.server.process import (
+    call_on_signals,
+    check_port_is_free,
+    leave,
+    resolve,
+    set_process_name,
+    settle,
+)
+from omendb.storage.fs import DISK_FULL_ERRNOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,12 +72,13 @@ def run(
     Returns
     -------
     int
-        The exit status: 0 after an orderly stop; 1 when the store could not be opened or has failed, or
-        when a port is taken.
+        The exit status: 0 when the process was told to stop and everything acknowledged is on stable
+        storage; 1 when the store could not be opened or has failed, or when a port is taken.
 
     Notes
     -----
-    Call it in the main thread: it handles signals.
+    Call it in the main thread: it handles signals. Threads of the HTTP server, and of what was given up at
+    the end, may still run when it returns: end the process with `omendb.server.process.leave`.
     """
     set_process_name("omendb")
     log = ServerLog(engine, log_descriptor)
@@ -104,7 +114,6 @@ def _serve(
     application = Application(engine, health=health, log=log.requests)
     server = HttpServer(application, address, port, STOP_SECONDS)
     admin_port.start()
-    life = _Life(engine, health, server, log)
 
     def announce() -> None:
         url, metrics_url = _url(host, server.port), _url(host, admin_port.port)
@@ -116,27 +125,15 @@ def _serve(
             on_ready(server.port, admin_port.port)
 
     try:
-        status = asyncio.run(life.run(announce))
+        return asyncio.run(_Life(engine, health, server, log).run(announce))
     finally:
         admin_port.close()
-    if life.cut_short:
-        # A thread still works on what was given up, and the interpreter would wait for it.
-        log.close()
-        os._exit(status)
-    return status
 
 
 class _Life:
-    """One run of the server.
-
-    Attributes
-    ----------
-    cut_short : bool
-        Whether something was given up at the end.
-    """
+    """One run of the server."""
 
     def __init__(self, engine: Engine, health: Health, server: HttpServer, log: ServerLog) -> None:
-        self.cut_short = False
         self._log = log
         self._told_at = time.monotonic()
         self._engine = engine
@@ -147,8 +144,7 @@ class _Life:
 
     async def run(self, announce: Callable[[], None]) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._told_to_stop, number.name)
+        call_on_signals(loop, self._told_to_stop)
         serving = loop.create_task(self._server.serve())
         serving.add_done_callback(lambda _: self._stop.set())
         listening = asyncio.Event()
@@ -164,18 +160,25 @@ class _Life:
         await self._close_engine(loop, starting)
         return self._status
 
-    def _told_to_stop(self, name: str) -> None:
-        if self._stop.is_set():
-            logger.warning("stopping at once signal=%s", name)
+    def _told_to_stop(self, number: signal.Signals) -> None:
+        if not self._stop.is_set():
+            self._told_at = time.monotonic()
+            logger.info("stopping signal=%s", number.name)
+            self._stop.set()
+        elif number == signal.SIGINT:
+            logger.warning("stopping at once signal=%s", number.name)
             self._log.close()
-            os._exit(1)
-        self._told_at = time.monotonic()
-        logger.info("stopping signal=%s", name)
-        self._stop.set()
+            leave(1)
+        else:
+            # Supervisors repeat themselves, and more than one may want the end. SIGKILL is there for who
+            # does not want to wait.
+            logger.info("still stopping signal=%s", number.name)
 
     def _start_engine(self, loop: asyncio.AbstractEventLoop, announce: Callable[[], None]) -> None:
         try:
-            self._engine.start(compile_kernels=True)
+            self._engine.start(compile_kernels=True, wait_for_lock_seconds=None)
+        except ClosedError:
+            logger.info("the start was given up")
         except (OmenError, OSError) as error:
             logger.critical("the store cannot be opened: %s", error)
             self._fail(loop)
@@ -201,25 +204,26 @@ class _Life:
         try:
             await serving
         except TimeoutError:
-            self.cut_short = True
             logger.warning("requests did not finish within %d seconds, and are cut off", STOP_SECONDS)
         except Exception:
             self._status = 1
             logger.critical("the HTTP server failed", exc_info=True)
 
     async def _close_engine(self, loop: asyncio.AbstractEventLoop, starting: threading.Thread) -> None:
-        await loop.run_in_executor(None, starting.join, STOP_SECONDS)
-        if starting.is_alive():
-            self.cut_short = True
-            logger.warning("the store is still starting, and is left as it is: it recovers next time")
-            return
         try:
             await loop.run_in_executor(None, self._engine.close)
         except (OmenError, OSError) as error:
-            self._status = 1
-            logger.critical("the store did not close cleanly: %s", error)
-        else:
-            self._log.requests.close()  # its last sums come before the last line
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+                # Everything acknowledged was synced before the first byte that found no room.
+                logger.warning("no space for a clean stop, the next start replays the log: %s", error)
+            else:
+                self._status = 1
+                logger.critical("the store did not close cleanly: %s", error)
+        await loop.run_in_executor(None, starting.join, STOP_SECONDS)
+        self._log.requests.close()  # its last sums come before the last line
+        if starting.is_alive():
+            logger.warning("the store is still starting, and is left as it is: it recovers next time")
+        elif not self._status:
             logger.info("stopped duration_ms=%.0f", (time.monotonic() - self._told_at) * 1e3)
 
 

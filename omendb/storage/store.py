@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from omendb.errors import CorruptionError, DiskFullError, WalFailedError
+from omendb.errors import ClosedError, CorruptionError, DiskFullError, WalFailedError
 from omendb.model import INT64_MAX, INT64_MIN, Batch, Columns
 from omendb.storage import backup, compaction, filenames, learned_index, manifest
 from omendb.storage.fs import DISK_FULL_ERRNOS, discard
@@ -107,6 +107,7 @@ class Store:
         self._lock = threading.Lock()
         # Held through a compaction or a retrain, so that one runs at a time; taken before `_lock`.
         self._maintenance_lock = threading.Lock()
+        self._closing = False
         self._removed: list[tuple[weakref.ref[Any], int]] = []
 
     def mark_open(self) -> None:
@@ -226,10 +227,13 @@ class Store:
         ------
         CorruptionError
             An input failed a checksum: its partition is left alone from now on.
+        ClosedError
+            The store is being closed: nothing has changed.
         OSError
             Nothing has changed.
         """
         with self._maintenance_lock:
+            self._check_wanted()
             chosen = compaction.plan(
                 self.snapshot.segments,
                 self._manifest.boundaries,
@@ -242,6 +246,7 @@ class Store:
             if not everything:
                 self._leave_space_for_inserts(chosen.inputs)
             for segment in chosen.inputs:
+                self._check_wanted()
                 self.check(segment)
             boundary = None
             if chosen.cut:
@@ -253,6 +258,7 @@ class Store:
             with self._kept_only_when_named(entries):
                 for start, end in ranges:
                     for rows in compaction.merged(chosen.inputs, self._segment_rows_max, start, end):
+                        self._check_wanted()
                         entries += self._write([rows], chosen.sequences)
                 added = self._open(entries)
                 with self._lock:
@@ -288,10 +294,13 @@ class Store:
         ------
         CorruptionError
             A segment failed a checksum; the others' models are still the old ones.
+        ClosedError
+            The store is being closed: nothing has changed.
         OSError
             Nothing has changed.
         """
         with self._maintenance_lock:
+            self._check_wanted()
             max_error = self.settings.max_error
             old = [s for s in self.snapshot.segments if not stale or self._is_stale(s, max_error)]
             if stale and not old:
@@ -301,6 +310,7 @@ class Store:
             size = 0
             try:
                 for segment in old:
+                    self._check_wanted()
                     self.check(segment)
                     index = learned_index.fit(
                         segment.columns().series_id,
@@ -393,17 +403,31 @@ class Store:
         OSError, WalFailedError
             The stop is then not clean; nothing is lost, the next start replays the log.
         """
-        self.freeze()
-        while self.flush_oldest() is not None:
-            pass
-        with self._lock:
-            self._commit(self.snapshot.segments, clean=True)
-        self.wal.close()
-        self.release()
+        self.stop_maintenance()
+        with self._maintenance_lock:
+            self.freeze()
+            while self.flush_oldest() is not None:
+                pass
+            with self._lock:
+                self._commit(self.snapshot.segments, clean=True)
+            self.wal.close()
+            self._directory_lock.close()
+
+    def stop_maintenance(self) -> None:
+        """Let a merge or a refit that is under way give up soon, and begin no other; any thread."""
+        self._closing = True
 
     def release(self) -> None:
         """Give the data directory free, without flushing: as after a crash."""
-        self._directory_lock.close()
+        self.stop_maintenance()
+        # Another process may take the directory at once: a merge or a refit that is under way in some other
+        # thread must have given up by then, or it would publish its manifest over the other's.
+        with self._maintenance_lock:
+            self._directory_lock.close()
+
+    def _check_wanted(self) -> None:
+        if self._closing:
+            raise ClosedError(f"{self.directory} is being closed")
 
     # Figures.
 

@@ -82,31 +82,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_a_stopped_server_keeps_its_directory(tmp_path: Path) -> None:
-    """A process that hangs is still the owner: a second one must not start beside it."""
-    with start_server(tmp_path / "data") as server:
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            second = subprocess.run(
-                [
-                    PROGRAM,
-                    "serve",
-                    f"--data-dir={server.data_dir}",
-                    "--host=127.0.0.1",
-                    f"--port={free_port()}",
-                    f"--metrics-port={free_port()}",
-                ],
-                capture_output=True,
-                timeout=120,
-            )
-        finally:
-            server.process.send_signal(signal.SIGCONT)
-
-        assert second.returncode == 1
-        assert b"in use by another process" in second.stderr
-        assert server.post("/insert", {"series_id": 1, "timestamp": 1, "value": 1}) == {"inserted": 1}
-
-
 # The tester, tested: what each of these servers would show is found.
 
 

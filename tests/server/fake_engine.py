@@ -82,7 +82,7 @@ class FakeEngine:
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._committer: threading.Thread | None = None
 
-    def start(self, *, compile_kernels: bool = False) -> None:
+    def start(self, *, compile_kernels: bool = False, wait_for_lock_seconds: float | None = 0.0) -> None:
         self.status = Status("starting", "replaying the log", 0.25)
         self.may_start.wait()
         if self.start_error is not None:

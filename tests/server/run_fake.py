@@ -12,6 +12,7 @@ import threading
 from omendb.errors import CorruptionError, LockedError
 from omendb.reports import Status
 from omendb.server import serve
+from omendb.server.process import leave
 from tests.server.fake_engine import FakeEngine
 
 
@@ -67,4 +68,4 @@ def tell(*words: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

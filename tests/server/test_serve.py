@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -238,8 +239,42 @@ def test_a_taken_port(serve: Serve, taken: str) -> None:
     assert f"cannot listen on 127.0.0.1, ports {server.port} and {server.metrics_port}" in server.log
 
 
-def test_a_second_signal_ends_at_once(serve: Serve) -> None:
+def test_sigint_again_ends_at_once(serve: Serve) -> None:
     server = serve().wait_ready()
+    with stopping_with_a_request_under_way(server) as wire:
+        server.process.send_signal(signal.SIGINT)
+
+        assert server.exit_status() == 1
+
+        assert wire.at_end()
+
+
+def test_sigterm_again_changes_nothing(serve: Serve) -> None:
+    server = serve().wait_ready()
+    with stopping_with_a_request_under_way(server) as wire:
+        for _ in range(3):
+            server.process.send_signal(signal.SIGTERM)
+            server.get("/health", server.metrics_port)
+
+        server.say("commit")
+
+        assert wire.reply().json == {"inserted": 1}
+    assert server.exit_status() == 0
+    assert "SIGTERM again: still stopping" in server.log
+    server.hear("closed")
+
+
+def test_many_sigterms_at_the_very_end_change_nothing(serve: Serve) -> None:
+    server = serve().wait_ready()
+
+    while server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+
+    assert server.exit_status() == 0
+
+
+@contextlib.contextmanager
+def stopping_with_a_request_under_way(server: ServerProcess) -> Iterator[Wire]:
     server.say("hold-commit")
     with Wire(server.port) as wire:
         wire.send(request("POST", "/insert", f"content-length: {len(POINT)}", body=POINT))
@@ -247,7 +282,4 @@ def test_a_second_signal_ends_at_once(serve: Serve) -> None:
         server.process.send_signal(signal.SIGTERM)
         while server.get("/ready", server.metrics_port).status == 200:
             pass
-
-        assert server.stop() == 1
-
-        assert wire.at_end()
+        yield wire
