@@ -115,8 +115,18 @@ class Spec:
         return None if value.isprintable() else "must be one line without control characters"
 
 
-def _integer(default: int, low: int, high: int, unit: str, *, help: str, more: str, less: str) -> Any:  # noqa: A002, ANN401
-    spec = Spec("integer", default, help, unit=unit, more=more, less=less, low=low, high=high)
+def _integer(
+    default: int,
+    low: int,
+    high: int,
+    unit: str,
+    *,
+    help: str,  # noqa: A002
+    more: str,
+    less: str,
+    live: bool = True,
+) -> Any:  # noqa: ANN401
+    spec = Spec("integer", default, help, unit=unit, more=more, less=less, live=live, low=low, high=high)
     return field(default=default, metadata={"spec": spec})
 
 
@@ -254,6 +264,7 @@ class Settings:
         help="Time after which an idle keep-alive connection is closed.",
         more="clients that pause keep their connection.",
         less="forgotten connections go away earlier.",
+        live=False,
     )
     slow_query_ms: int = _integer(
         100,

@@ -81,6 +81,32 @@ class OverloadedError(OmenError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class TooManyConnectionsError(OverloadedError):
+    """A connection beyond `max_connections`; those before it go on."""
+
+    code = "too_many_connections"
+
+
+class UnauthorizedError(OmenError):
+    """A request without a token, or with one that is not known (`given`)."""
+
+    code = "unauthorized"
+
+    def __init__(self, message: str, *, given: bool = False) -> None:
+        super().__init__(message)
+        self.given = given
+
+
+class ForbiddenError(OmenError):
+    """A request whose token does not have the role that the call needs."""
+
+    code = "forbidden"
+
+    def __init__(self, message: str, role: str) -> None:
+        super().__init__(message)
+        self.role = role
+
+
 class NotReadyError(OmenError):
     """The store is still recovering, or is closing."""
 

@@ -243,6 +243,10 @@ class Metrics(Collector):
         Rows of one group commit.
     config_reload_failures_total : Counter
         States of the directory of settings that were not accepted as a whole.
+    connections_refused_total : Counter
+        Connections beyond `max_connections`.
+    auth_failures_total : LabeledCounter
+        Requests without the token that they need, by reason.
     """
 
     def __init__(self) -> None:
@@ -310,6 +314,12 @@ class Metrics(Collector):
         self.config_reload_failures_total = Counter(
             "omendb_config_reload_failures_total",
             "States of the directory of settings with something in them that was refused.",
+        )
+        self.connections_refused_total = Counter(
+            "omendb_connections_refused_total", "Connections refused because of max_connections."
+        )
+        self.auth_failures_total = LabeledCounter(
+            "omendb_auth_failures_total", "Requests without the token that they need.", ("reason",)
         )
         self._instruments = [
             value for value in vars(self).values() if isinstance(value, Counter | LabeledCounter | Histogram)

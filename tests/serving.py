@@ -34,10 +34,12 @@ class RunningServer:
     port: int
     metrics_port: int
     log: Path
+    ca_file: Path | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "http" if self.ca_file is None else "https"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def metrics_url(self) -> str:
@@ -82,10 +84,12 @@ def start_server(
     port: int | None = None,
     prefix: Sequence[str] = (),
     phase: str = "ready",
+    ca_file: Path | None = None,
 ) -> Iterator[RunningServer]:
     """Start a server, wait until it is ready (or in another `phase`), and end it afterwards.
 
-    `prefix` is a command that runs the server in its own process, such as ``strace -D``.
+    `prefix` is a command that runs the server in its own process, such as ``strace -D``; `ca_file` says that
+    it speaks HTTPS, and holds its certificate.
 
     Raises
     ------
@@ -111,7 +115,7 @@ def start_server(
             stderr=output,
             env={**os.environ, **(environment or {})},
         )
-    running = RunningServer(process, data_dir, port, metrics_port, log)
+    running = RunningServer(process, data_dir, port, metrics_port, log, ca_file)
     try:
         wait_until(running, phase)
         yield running
@@ -138,7 +142,7 @@ def wait_until(running: RunningServer, phase: str = "ready") -> None:
         code = running.process.poll()
         assert code is None, f"the server ended with {code}:\n{running.log.read_text()}"
         with contextlib.suppress(urllib3.exceptions.HTTPError):
-            response = urllib3.request("GET", running.url + "/ready", retries=False, timeout=5)
+            response = urllib3.request("GET", running.metrics_url + "/ready", retries=False, timeout=5)
             found = "ready" if response.status == 200 else orjson.loads(response.data)["phase"]
             if found == phase:
                 return

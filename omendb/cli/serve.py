@@ -15,7 +15,7 @@ from omendb.settings_source import load
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from omendb.config import Spec, Value
+    from omendb.config import Settings, Spec, Value
 
 SYSTEM_DATA_DIR = Path("/var/lib/omendb")
 LOCAL_DATA_DIR = Path("omendb-data")
@@ -134,7 +134,7 @@ def serve_command(
 
     def greet(port: int, metrics_port: int) -> None:
         if shown:
-            click.echo(greeting(host, port, metrics_port))
+            click.echo(greeting(host, port, metrics_port, chosen.settings))
 
     leave(run(Engine(path, chosen), host, port, metrics_port, on_ready=greet))
 
@@ -146,15 +146,17 @@ def default_data_dir() -> Path:
     return LOCAL_DATA_DIR
 
 
-def greeting(host: str, port: int, metrics_port: int) -> str:
+def greeting(host: str, port: int, metrics_port: int, settings: Settings) -> str:
     """Return the text that tells where the server listens, with one insert and one query to try."""
     shown = f"[{host}]" if ":" in host else host
+    scheme = "https" if settings.tls_certificate else "http"
+    token = " -H 'Authorization: Bearer TOKEN'" if settings.require_tokens else ""
     near = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(shown, shown)  # noqa: S104 # compared, not bound
     return (
-        f"OmenDB listens on http://{shown}:{port}, metrics on http://{shown}:{metrics_port}/metrics.\n"
+        f"OmenDB listens on {scheme}://{shown}:{port}, metrics on http://{shown}:{metrics_port}/metrics.\n"
         "Insert a point:\n"
-        f"  curl http://{near}:{port}/insert -H 'Content-Type: application/json' "
+        f"  curl {scheme}://{near}:{port}/insert{token} -H 'Content-Type: application/json' "
         """-d '{"series_id": 1, "timestamp": 1700000000000, "value": 20.5}'\n"""
         "Query it:\n"
-        f"  curl 'http://{near}:{port}/query?series_id=1'"
+        f"  curl{token} '{scheme}://{near}:{port}/query?series_id=1'"
     )

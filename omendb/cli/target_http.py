@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
@@ -13,6 +14,7 @@ from omendb.errors import InvalidRequestError, OmenError, OverloadedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from urllib3 import BaseHTTPResponse
@@ -58,15 +60,24 @@ class ServerError(OmenError):
 
 
 class HttpTarget:
-    """The server at `url`, such as ``http://127.0.0.1:3000``. Any number of threads may use it.
+    """A server. Any number of threads may use it.
+
+    Parameters
+    ----------
+    url : str
+        Such as ``http://127.0.0.1:3000``.
+    token : str, optional
+        Sent with every request.
+    ca_file : Path, optional
+        Certificates to check an https server by, instead of the system's.
 
     Raises
     ------
     InvalidRequestError
-        When `url` is no HTTP address.
+        When `url` is no HTTP address, the token cannot be sent, or the file holds no certificates.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None, ca_file: Path | None = None) -> None:
         try:
             parsed = parse_url(url)
         except urllib3.exceptions.LocationParseError as error:
@@ -74,11 +85,18 @@ class HttpTarget:
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise InvalidRequestError(f"--url must look like http://HOST:PORT, got {url!r}", "url")
         self._url = url.rstrip("/")
+        self._headers: dict[str, str] = {}
+        if token is not None:
+            if not (token.isascii() and token.isprintable()) or " " in token:
+                # Not shown: it is a secret, even if not the right one.
+                raise InvalidRequestError("the token has characters that a header cannot carry", "token")
+            self._headers["Authorization"] = f"Bearer {token}"
         # Nothing is retried below this class: the import decides what may be sent twice.
         self._pool = urllib3.PoolManager(
             maxsize=16,
             retries=False,
             timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+            ssl_context=_ssl_context(ca_file) if parsed.scheme == "https" else None,
         )
 
     def __enter__(self) -> Self:
@@ -192,13 +210,22 @@ class HttpTarget:
     def _request(
         self, method: str, path: str, body: bytes | None = None, *, stream: bool = False
     ) -> BaseHTTPResponse:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = self._headers | ({"Content-Type": "application/json"} if body is not None else {})
         try:
             return self._pool.request(
                 method, self._url + path, body=body, headers=headers, preload_content=not stream
             )
         except urllib3.exceptions.HTTPError as error:
             raise UnreachableError(f"{self._url}: {_reason(error)}") from error
+
+
+def _ssl_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # an SSLError is one
+        raise InvalidRequestError(
+            f"--ca-file: no certificates can be read from {ca_file}", "ca-file"
+        ) from error
 
 
 def _page(answer: dict[str, Any], columns: tuple[str, ...]) -> Page:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from omendb.errors import OmenError
 from omendb.server import asgi, problems, rsgi
 from omendb.server.body import Bodies
+from omendb.server.entrance import Entrance
 from omendb.server.handlers import Handlers
 from omendb.server.health import Health
 from omendb.server.routes import api_routes
@@ -58,13 +59,14 @@ class Application:
         self.engine = engine
         self._log = log
         self.health = health or Health(engine)
+        self.entrance = Entrance(engine)
         self._owns_engine = owns_engine
         self._bound: Bound | None = None
 
     def bind(self, loop: AbstractEventLoop) -> Bound:
         """Return what belongs to a loop; make it when the application was not used in this loop yet."""
         if self._bound is None or self._bound.loop is not loop:
-            self._bound = Bound(self.engine, self.health, loop, self._log)
+            self._bound = Bound(self.engine, self.health, self.entrance, loop, self._log)
         return self._bound
 
     def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
@@ -139,14 +141,21 @@ class Bound:
     ----------
     loop : asyncio.AbstractEventLoop
     bodies : Bodies
+    entrance : Entrance
     routes : Routes
     work : Work
     """
 
     def __init__(
-        self, engine: Engine, health: Health, loop: AbstractEventLoop, log: QueryLog | None = None
+        self,
+        engine: Engine,
+        health: Health,
+        entrance: Entrance,
+        loop: AbstractEventLoop,
+        log: QueryLog | None = None,
     ) -> None:
         self.loop = loop
+        self.entrance = entrance
         self.bodies = Bodies(loop, lambda: engine.settings)
         self.work = Work()
         self._metrics = engine.metrics

@@ -33,7 +33,9 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
     request: Request | None = None
     held_bytes = 0
     try:
-        route = bound.routes.find(method, scope["path"])
+        route = bound.entrance.pass_asgi(
+            bound.routes, method, scope["path"], lambda: _authorization(scope), _client(scope)
+        )
         request = Request(method, scope["query_string"].decode("latin-1"), waiter.finish)
         if route.takes_body:
             body, held_bytes = await read_asgi(receive, scope["headers"], bound.bodies)
@@ -51,6 +53,17 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
             await _send_pieces(response, method, send)
     finally:
         bound.bodies.release(held_bytes)
+
+
+def _authorization(scope: Message) -> str | None:
+    return next(
+        (value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"), None
+    )
+
+
+def _client(scope: Message) -> str:
+    address = scope.get("client")
+    return "unknown" if address is None else f"{address[0]}:{address[1]}"
 
 
 async def _send_whole(response: Response, method: str, send: Send) -> None:

@@ -88,7 +88,7 @@ def find(client: str, server: str) -> Connection | None:
     -------
     Connection or None
     """
-    remote, local = _address(client), _address(server)
+    remote, local = parse_address(client), parse_address(server)
     if remote is None or local is None:
         return None
     for entry in Path("/proc/self/fd").iterdir():
@@ -154,7 +154,8 @@ class Pacer:
             wait = min(2 * wait, _WAIT_SECONDS_MAX)
 
 
-def _address(text: str) -> tuple[str, int] | None:
+def parse_address(text: str) -> tuple[str, int] | None:
+    """Take an address apart as RSGI gives it; None when it is none of a TCP connection."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit():
         return None

@@ -29,7 +29,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from granian import _granian  # pyright: ignore[reportPrivateUsage]
-from granian.constants import HTTPModes, Interfaces
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
@@ -40,15 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from omendb.server.app import Application, Bound
+    from omendb.server.tls import Tls
 
 BACKLOG = 8_192
 CONNECTIONS_MAX = 65_535
-"""granian's `backpressure` counts connections, idle ones too: a low bound locks everybody out. What is
-bounded is the work (`omendb.server.work`) and what bodies hold (`omendb.server.body`)."""
-
-IDLE_SECONDS = 75
-"""Time for the head of a request, and between requests of a connection: more than the 60 s after which
-load balancers give up an idle one, so that they do not send into a connection that is being closed."""
+"""granian's `backpressure` counts connections, idle ones too, and leaves those beyond it waiting without a
+word. `omendb.server.connections` refuses them instead; what is bounded besides is the work
+(`omendb.server.work`) and what bodies hold (`omendb.server.body`)."""
 
 # granian's stub of its native module leaves these out, or describes them otherwise.
 _Worker: Any = _granian.RSGIWorker
@@ -74,9 +72,16 @@ class HttpServer:
         0 for any free one.
     stop_seconds : int
         How long requests under way may take to finish when the server stops.
+    tls : Tls, optional
+        HTTPS instead of HTTP.
     """
 
-    def __init__(self, application: Application, address: str, port: int, stop_seconds: int) -> None:
+    def __init__(
+        self, application: Application, address: str, port: int, stop_seconds: int, tls: Tls | None = None
+    ) -> None:
+        # Of the settings at the start: granian takes it once, for the head of a request and for the pause
+        # between two.
+        idle_seconds = application.engine.settings.session_timeout_seconds
         self._server = Server(
             application,
             address=address,
@@ -86,7 +91,10 @@ class HttpServer:
             websockets=False,
             backlog=BACKLOG,
             backpressure=CONNECTIONS_MAX,
-            http1_settings=HTTP1Settings(header_read_timeout=IDLE_SECONDS * 1000),
+            http1_settings=HTTP1Settings(header_read_timeout=idle_seconds * 1000),
+            ssl_cert=tls and tls.certificate,
+            ssl_key=tls and tls.key,
+            ssl_protocol_min=SSLProtocols.tls12,
             log_level=LogLevels.error,
             log_dictconfig=_LOGGING,
             log_access=False,
@@ -94,6 +102,7 @@ class HttpServer:
         self._server.workers_kill_timeout = stop_seconds
         self._application = application
         self._port = port
+        self._is_tls = tls is not None
 
     async def serve(self) -> None:
         """Answer requests until `stop` is called and those under way are finished.
@@ -137,6 +146,8 @@ class HttpServer:
         stop_signal.add_cb(lambda: loop.call_soon_threadsafe(stopped.set_result, None))
         bound = application.bind(loop)
         application.__rsgi_init__(loop)
+        connections = application.entrance.connections
+        connections.watch(self.port, can_tell=not self._is_tls)
         worker = _Worker(
             worker_id,
             socket,
@@ -155,7 +166,10 @@ class HttpServer:
             (None, None),
         )
         worker.serve_async(_scheduler(bound), _Callbacks(loop), stop_signal)
-        await stopped
+        try:
+            await stopped
+        finally:
+            connections.close()
         application.__rsgi_del__(loop)
 
 

@@ -20,6 +20,7 @@ from omendb.config import SPECS
 from omendb.metrics import package_version
 from omendb.model import AGGREGATES, INT64_MAX, INT64_MIN
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, SettingState, Stats
+from omendb.server.entrance import OPEN_PATHS
 from omendb.server.health import NotReady
 from omendb.server.problems import STATUSES, Problem
 from omendb.server.request import Response
@@ -271,6 +272,16 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
 BODY_STATUSES = (408, 413)
 """Errors of every call that reads a body."""
 
+ENTRY_STATUSES = (401, 403, 503)
+"""Errors of every call but those for probes: no token, not its role, no connection left."""
+
+_TOKEN: Schema = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "With the server's setting `require_tokens`. Roles: read for GET, write for what stores "
+    "points, admin for /admin; an admin's token allows everything.",
+}
+
 _TEXT = """A durable time-series database. A point is (series_id, timestamp, value).
 
 A path that is not served is answered 404, a method that a path does not take 405 with `Allow`. Requests
@@ -310,14 +321,19 @@ def describe(calls: Mapping[str, Mapping[str, Route]]) -> Schema:
         "openapi": OPENAPI_VERSION,
         "info": {"title": "OmenDB", "version": package_version(), "description": _TEXT},
         "paths": {path: _path_item(path, methods) for path, methods in calls.items()},
-        "components": {"schemas": _schemas()},
+        "components": {"schemas": _schemas(), "securitySchemes": {"token": _TOKEN}},
+        # Either none or a token: which of the two is a setting of the server.
+        "security": [{}, {"token": []}],
     }
 
 
 def _path_item(path: str, methods: Mapping[str, Route]) -> Schema:
     item: Schema = {}
+    is_open = path in OPEN_PATHS
+    entry = () if is_open else ENTRY_STATUSES
+    security: Schema = {"security": []} if is_open else {}
     for method, route in methods.items():
-        described = _operation(OPERATIONS[method, path], takes_body=route.takes_body)
+        described = _operation(OPERATIONS[method, path], entry, takes_body=route.takes_body) | security
         item[method.lower()] = described
         if method == "GET":  # answers HEAD too: the same without bodies
             answers = {
@@ -328,14 +344,17 @@ def _path_item(path: str, methods: Mapping[str, Route]) -> Schema:
     allow = {"Allow": {"description": "The methods that the path takes.", "schema": {"type": "string"}}}
     item["options"] = {
         "summary": "Which methods the path takes.",
-        "responses": {"204": {"description": "No content.", "headers": allow}},
-    }
+        "responses": {
+            "204": {"description": "No content.", "headers": allow},
+            **{str(status): _error(status) for status in entry},
+        },
+    } | security
     return item
 
 
-def _operation(operation: Operation, *, takes_body: bool) -> Schema:
+def _operation(operation: Operation, entry: tuple[int, ...], *, takes_body: bool) -> Schema:
     assert takes_body == (operation.body is not None), operation.summary
-    statuses = sorted({*operation.statuses, *(BODY_STATUSES if takes_body else ())})
+    statuses = sorted({*operation.statuses, *(BODY_STATUSES if takes_body else ()), *entry})
     responses: Schema = {"200": {"description": "Done.", "content": _json(operation.answer)}}
     for kind in operation.binary:
         responses["200"]["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
@@ -362,6 +381,8 @@ def _error(status: int) -> Schema:
         "description": f"`code` is {' or '.join(codes)}.",
         "content": _json(_ref(ErrorBody)),
     }
+    if status in (401, 403):
+        error["headers"] = {"WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}}}
     if status == 503:
         error["headers"] = {
             "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}

@@ -22,12 +22,15 @@ logger = logging.getLogger(__name__)
 STATUSES: dict[type[BaseException], int] = {
     errors.InvalidRequestError: 400,
     errors.ConfigError: 400,
+    errors.UnauthorizedError: 401,
+    errors.ForbiddenError: 403,
     errors.UnknownPathError: 404,
     errors.MethodNotAllowedError: 405,
     errors.RequestTimeoutError: 408,
     errors.AlreadyExistsError: 409,
     errors.PayloadTooLargeError: 413,
     errors.OverloadedError: 503,
+    errors.TooManyConnectionsError: 503,
     errors.NotReadyError: 503,
     errors.ClosedError: 503,
     errors.LockedError: 503,
@@ -99,6 +102,14 @@ def _field(error: errors.OmenError) -> str | None:
 def _headers(error: errors.OmenError, status: int) -> Headers:
     if isinstance(error, errors.MethodNotAllowedError):
         return [("allow", ", ".join(error.allowed))]
+    if isinstance(error, errors.UnauthorizedError):
+        why = ', error="invalid_token"' if error.given else ""
+        return [("www-authenticate", f'Bearer realm="omendb"{why}')]
+    if isinstance(error, errors.ForbiddenError):
+        why = f'error="insufficient_scope", scope="{error.role}"'
+        return [("www-authenticate", f'Bearer realm="omendb", {why}')]
+    if isinstance(error, errors.TooManyConnectionsError):
+        return [("retry-after", str(error.retry_after_seconds)), ("connection", "close")]
     if isinstance(error, errors.OverloadedError):
         return [("retry-after", str(error.retry_after_seconds))]
     if status == 503:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -45,6 +47,19 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def raise_file_limit() -> int:
+    """Allow this process as many open files as the system lets it; return their number.
+
+    A connection is an open file, and so is a segment; many systems begin with 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # some systems have a limit below the limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft
 
 
 def leave_on_signals() -> None:

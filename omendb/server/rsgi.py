@@ -60,7 +60,8 @@ class Exchange:
         scope = self._scope
         method = scope.method
         try:
-            self._route = route = self._bound.routes.find(method, scope.path)
+            bound = self._bound
+            self._route = route = bound.entrance.pass_rsgi(bound.routes, method, scope.path, scope)
             self._request = request = Request(method, scope.query_string, self._finish)
             if route.takes_body:
                 self._read = read_rsgi(self._protocol, scope.headers, self._bound.bodies, self._arrived)

@@ -16,8 +16,9 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from omendb.errors import ClosedError, OmenError
+from omendb.errors import ClosedError, ConfigError, OmenError
 from omendb.metrics import package_version
+from omendb.server import tls
 from omendb.server.admin_port import AdminPort
 from omendb.server.app import Application
 from omendb.server.embedding import HttpServer
@@ -27,6 +28,7 @@ from omendb.server.process import (
     call_on_signals,
     check_port_is_free,
     leave,
+    raise_file_limit,
     resolve,
     set_process_name,
     settle,
@@ -43,6 +45,9 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 10
 """How long requests under way may take to finish when the server stops; then the store is closed, all
 within the 30 s after which Kubernetes kills."""
+
+_FILES_SPARE = 500
+"""Files that are open beside connections: segments, the log, libraries."""
 
 
 def run(
@@ -103,7 +108,19 @@ def _serve(
 ) -> int:
     started = time.monotonic()
     logger.info("start version=%s pid=%d", package_version(), os.getpid())
+    files = raise_file_limit()
+    if files < engine.settings.max_connections + _FILES_SPARE:
+        logger.warning(
+            "only %d files may be open (ulimit -n): too few for max_connections=%d and the segments",
+            files,
+            engine.settings.max_connections,
+        )
     health = Health(engine)
+    try:
+        secured = tls.from_settings(engine.settings)
+    except ConfigError as error:
+        logger.critical("cannot serve HTTPS: %s", error)
+        return 1
     try:
         address = resolve(host)
         check_port_is_free(address, port)
@@ -112,11 +129,12 @@ def _serve(
         logger.critical("cannot listen on %s, ports %d and %d: %s", host, port, metrics_port, error)
         return 1
     application = Application(engine, health=health, log=log.requests)
-    server = HttpServer(application, address, port, STOP_SECONDS)
+    server = HttpServer(application, address, port, STOP_SECONDS, secured)
     admin_port.start()
 
     def announce() -> None:
-        url, metrics_url = _url(host, server.port), _url(host, admin_port.port)
+        url = _url(host, server.port, "http" if secured is None else "https")
+        metrics_url = _url(host, admin_port.port)
         engine.metrics.watch_port(server.port)
         settle()
         seconds = time.monotonic() - started
@@ -233,5 +251,5 @@ def _in_thread(name: str, target: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int, scheme: str = "http") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

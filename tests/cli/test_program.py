@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from omendb.cli import main, serve
-from omendb.config import SPECS
+from omendb.config import SPECS, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +95,7 @@ def test_data_dir_is_the_systems_when_there_is_one(tmp_path: Path, monkeypatch: 
     ],
 )
 def test_greeting_gives_addresses_that_work(host: str, listens: str, to_try: str) -> None:
-    text = serve.greeting(host, 3000, 9090)
+    text = serve.greeting(host, 3000, 9090, Settings())
 
     assert listens in text
     assert f"curl {to_try}insert" in text
@@ -129,3 +129,13 @@ def test_option_that_means_nothing_is_refused(
 
     assert result.exit_code == 2
     assert option in result.stderr
+
+
+def test_greeting_of_a_secured_server() -> None:
+    settings = Settings(tls_certificate="c", tls_key="k", require_tokens=True)
+
+    text = serve.greeting("0.0.0.0", 3000, 9090, settings)
+
+    assert "listens on https://0.0.0.0:3000, metrics on http://0.0.0.0:9090" in text
+    assert "curl https://127.0.0.1:3000/insert -H 'Authorization: Bearer TOKEN'" in text
+    assert "curl -H 'Authorization: Bearer TOKEN' 'https://127.0.0.1:3000/query" in text

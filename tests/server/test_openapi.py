@@ -17,6 +17,8 @@ from omendb.server.wire import Point, Points
 from tests.server.clients import request
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.server.clients import AsgiClient, RsgiClient
     from tests.server.fake_engine import FakeEngine
 
@@ -107,7 +109,12 @@ def test_head_is_described_as_get_without_bodies(client: Client) -> None:
 
 @pytest.mark.parametrize(("method", "path"), openapi.OPERATIONS, ids=" ".join)
 def test_exactly_the_statuses_that_can_be_provoked(
-    method: str, path: str, rsgi: RsgiClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    path: str,
+    rsgi: RsgiClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     responses = document(rsgi)["paths"][path][method.lower()]["responses"]
     body = POINT if path == "/insert" else b"{}" if method == "POST" else None
@@ -131,12 +138,24 @@ def test_exactly_the_statuses_that_can_be_provoked(
             replies.append(rsgi.call(method, path, body))
     engine.status = Status("starting", "replaying the log", 0.5)
     replies.append(rsgi.call(method, path, body))
+    (tmp_path / "read").write_text(f"{'r' * 16}\n")
+    (tmp_path / "write").write_text(f"{'w' * 16}\n")
+    engine.settings = engine.settings.with_changes(require_tokens=True, token_dir=str(tmp_path))
+    for token in ("r" * 16, "w" * 16, "x" * 16):
+        reply = rsgi.call(method, path, body, {"authorization": f"Bearer {token}"})
+        replies.append(reply)
+    engine.settings = engine.settings.with_changes(require_tokens=False, max_connections=1)
+    with rsgi.connect() as first:
+        first.send(request("GET", "/openapi.json"))
+        first.reply()
+        replies.append(rsgi.call(method, path, body))
 
     assert {str(reply.status) for reply in replies} == responses.keys()
     for reply in replies:
         described = responses[str(reply.status)]
         assert described["content"].keys() - {openapi.ARROW} == {reply.headers["content-type"]}
         assert ("retry-after" in reply.headers) == (reply.status == 503)
+        assert ("www-authenticate" in reply.headers) == (reply.status in (401, 403))
         schema = described["content"]["application/json"]["schema"]
         if schema == {"$ref": "#/components/schemas/ErrorBody"}:
             error = msgspec.json.decode(reply.body, type=openapi.ErrorBody).error
@@ -146,4 +165,6 @@ def test_exactly_the_statuses_that_can_be_provoked(
 def test_every_error_has_a_place() -> None:
     described = {status for operation in openapi.OPERATIONS.values() for status in operation.statuses}
 
-    assert {404, 405, *openapi.BODY_STATUSES, *described} == set(problems.STATUSES.values())
+    assert {404, 405, *openapi.BODY_STATUSES, *openapi.ENTRY_STATUSES, *described} == set(
+        problems.STATUSES.values()
+    )
