@@ -37,8 +37,12 @@ DEADLINE_SECONDS = 120
 
 BODY_BYTES_MAX = 1 << 20
 BODY_TIMEOUT_MS = 1_000
-OPTIONS = (f"--max-body-bytes={BODY_BYTES_MAX}", f"--body-timeout-ms={BODY_TIMEOUT_MS}")
-"""Of the server: small limits make short tests."""
+OPTIONS = (
+    f"--max-body-bytes={BODY_BYTES_MAX}",
+    f"--body-timeout-ms={BODY_TIMEOUT_MS}",
+    "--max-connections=65535",
+)
+"""Of the server: small limits make short tests, and crowds must get in to do harm."""
 
 BIG_SERIES, BIG_ROWS = 10, 300_000
 """A series whose rows make an answer larger than what sockets and server hold back: 20 MB."""
