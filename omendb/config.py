@@ -231,15 +231,15 @@ class Settings:
         0,
         10_000_000,
         "rows",
-        help="Rows of each column that a large scan asks the disk for ahead of what it reads.",
-        more="cold scans wait less for the disk, and read more that they may not need.",
+        help="Rows of each run (one series in one segment) that a scan of many runs asks the disk for ahead.",
+        more="cold scans of long runs wait less for the disk, and may read what they do not need.",
         less="less is read in vain; 0 leaves it to the system.",
     )
     enable_simd: bool = _boolean(
         True,
-        help="Which kernels aggregate and scan; both give the same answers.",
-        true="kernels with vector instructions.",
-        false="kernels that take one row at a time.",
+        help="Which kernels aggregate windows; both give the same answers, bit for bit.",
+        true="kernels with vector instructions: faster, above all in windows of 100 rows and more.",
+        false="kernels that take one value at a time.",
     )
     enable_compression: bool = _boolean(
         False,

@@ -397,7 +397,7 @@ class Engine:
         ------
         NotReadyError, ClosedError
         """
-        return Scan(self._open_store().snapshot, query, self._workers)
+        return Scan(self._open_store().snapshot, query, self._workers, self.settings)
 
     def answer_short(self, query: RangeQuery | WindowQuery, *, columns: bool) -> ShortAnswer | None:
         """Answer a query that touches few rows as JSON; None when it is not one.
@@ -406,7 +406,7 @@ class Engine:
         ------
         CorruptionError, NotReadyError, ClosedError
         """
-        return answer_short(self._open_store().snapshot, query, columns=columns)
+        return answer_short(self._open_store().snapshot, query, self.settings, columns=columns)
 
     def aggregate(
         self,
@@ -452,7 +452,7 @@ class Engine:
         ------
         NotReadyError, ClosedError
         """
-        return window_scan(self._open_store().snapshot, query, self._workers)
+        return window_scan(self._open_store().snapshot, query, self._workers, self.settings)
 
     def stats(self) -> Stats:
         """Figures of the store. Exact: counts distinct keys, which takes time when many overlap.

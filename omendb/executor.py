@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from omendb.config import Settings
 from omendb.jit import answer, layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
+from omendb.storage.read_ahead import RUNS_MIN, ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,6 +47,7 @@ ROW_SHARD_ROWS = 65_536
 """Rows of a shard of rows: a few pieces of an answer, because all of them are held until it is done."""
 
 NO_SERIES = np.empty(0, dtype=np.int64)
+DEFAULTS = Settings()
 
 Part = TypeVar("Part", Columns, Windows)
 Result = TypeVar("Result")
@@ -53,9 +56,12 @@ Result = TypeVar("Result")
 class Sources:
     """The sources of one query, oldest first: the snapshot's segments, then what its memtables hold."""
 
-    __slots__ = ("_memory", "segments", "table")
+    __slots__ = ("_memory", "prefetch_rows", "segments", "settings", "table")
 
-    def __init__(self, snapshot: Snapshot, query: RangeQuery | WindowQuery, rows_max: int) -> None:
+    def __init__(
+        self, snapshot: Snapshot, query: RangeQuery | WindowQuery, rows_max: int, settings: Settings
+    ) -> None:
+        self.settings = settings
         self.segments = snapshot.segments
         after = query.after if isinstance(query, RangeQuery) else None
         memory: list[Source] = []
@@ -76,6 +82,16 @@ class Sources:
         if memory:
             table = np.concatenate([table, [source.row for source in memory]])
         self.table: NDArray[np.int64] = table
+        self.prefetch_rows = 0
+        series = query.series
+        if series is None or len(series) * len(self.segments) >= RUNS_MIN:
+            runs = int(table[:, layout.RUN_COUNT].sum()) if series is None else RUNS_MIN
+            if runs >= RUNS_MIN:
+                self.prefetch_rows = settings.prefetch_size
+                # Before anything looks at rows: to tell how many there are touches some of every run.
+                every = (table, NO_SERIES if series is None else series, series is None)
+                first = None if query.after is None else query.after[0]
+                ReadAhead((*every, query.start, query.end), first, self.prefetch_rows).reach(None)
 
     @property
     def rows(self) -> int:
@@ -107,10 +123,11 @@ class Place:
         The key to begin after: a series, and a timestamp or the first one of a window.
     """
 
-    __slots__ = ("_sources", "key", "resume", "series")
+    __slots__ = ("_ahead", "_sources", "key", "resume", "series")
 
     def __init__(self, sources: Sources, after: tuple[int, int] | None) -> None:
         self._sources = sources
+        self._ahead: ReadAhead | None = None
         self.resume = after is not None
         self.series, self.key = after or (0, 0)
 
@@ -145,6 +162,11 @@ class Place:
         """
         filled = 0
         room = arrays
+        if self._sources.prefetch_rows:
+            reached = self.series if self.resume else None
+            if self._ahead is None:
+                self._ahead = ReadAhead(request[:5], reached, self._sources.prefetch_rows)
+            self._ahead.reach(INT64_MIN if reached is None else reached)
         while True:
             written, status, source, start, stop = kernel(
                 *request, self.series, self.key, self.resume, *options, *room
@@ -303,18 +325,26 @@ class Scan(_Scan[Columns]):
     query : RangeQuery
     workers : Workers, optional
         Threads for `map` and `count`.
+    settings : Settings, optional
+        Of them `prefetch_size`.
 
     Attributes
     ----------
     row_bound, cursor
     """
 
-    def __init__(self, snapshot: Snapshot, query: RangeQuery, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        query: RangeQuery,
+        workers: Workers | None = None,
+        settings: Settings = DEFAULTS,
+    ) -> None:
         super().__init__(query.limit, workers)
         self.query = query
         limit = query.limit
         # One row more than asked for, so that a kernel can tell whether the answer was cut.
-        self._sources = Sources(snapshot, query, INT64_MAX if limit is None else limit + 1)
+        self._sources = Sources(snapshot, query, INT64_MAX if limit is None else limit + 1, settings)
         self._request = Request(self._sources, query)
         bound = self._request.bound(query.after)
         self.row_bound = bound if limit is None else min(bound, limit)
@@ -460,17 +490,25 @@ class WindowScan(_Scan[Windows]):
         By series.
     workers : Workers, optional
         Threads for `map`, `count` and `windows`.
+    settings : Settings, optional
+        Of them `prefetch_size`.
 
     Attributes
     ----------
     row_bound, cursor
     """
 
-    def __init__(self, snapshot: Snapshot, query: WindowQuery, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        query: WindowQuery,
+        workers: Workers | None = None,
+        settings: Settings = DEFAULTS,
+    ) -> None:
         super().__init__(query.limit, workers)
         assert query.by
         self.query = query
-        self._sources = Sources(snapshot, query, INT64_MAX)
+        self._sources = Sources(snapshot, query, INT64_MAX, settings)
         self._request = Request(self._sources, query)
         # The rows of a window that was answered already may count as well: a bound it is all the same.
         self.row_bound = self._request.bound(None)
@@ -637,13 +675,21 @@ class ShortAnswer(NamedTuple):
     cursor: str | None
 
 
-def answer_short(snapshot: Snapshot, query: RangeQuery | WindowQuery, *, columns: bool) -> ShortAnswer | None:
+def answer_short(
+    snapshot: Snapshot,
+    query: RangeQuery | WindowQuery,
+    settings: Settings = DEFAULTS,
+    *,
+    columns: bool,
+) -> ShortAnswer | None:
     """Answer a query that touches few rows, in one kernel call; None when it is not one.
 
     Parameters
     ----------
     snapshot : Snapshot
     query : RangeQuery or WindowQuery
+    settings : Settings, optional
+        Of them `prefetch_size`.
     columns : bool
         One array a column, instead of one object a row.
 
@@ -663,14 +709,14 @@ def answer_short(snapshot: Snapshot, query: RangeQuery | WindowQuery, *, columns
     call: Callable[[], tuple[int, int, int, int, int, int]]
     if isinstance(query, RangeQuery):
         fields = workspace.layout(None, columns=columns).fields
-        sources = Sources(snapshot, query, min(limit, SHORT_ROWS) + 1)
+        sources = Sources(snapshot, query, min(limit, SHORT_ROWS) + 1, settings)
         call = partial(
             answer.answer_rows,
             *(sources.table, series, every_series, *span, *place, limit, room, fields, columns),
         )
     else:
         fields = workspace.layout(query.aggregates, columns=columns).fields
-        sources = Sources(snapshot, query, SHORT_ROWS + 1)
+        sources = Sources(snapshot, query, SHORT_ROWS + 1, settings)
         windows = (query.origin, query.step)
         variance = "stddev" in query.aggregates
         call = partial(

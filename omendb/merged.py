@@ -15,6 +15,7 @@ import numpy as np
 from omendb.executor import (
     BOUND_ROWS_MAX,
     CHUNK_ROWS,
+    DEFAULTS,
     SHARD_ROWS,
     SPLIT_ROWS,
     Place,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omendb.config import Settings
     from omendb.query import WindowQuery
     from omendb.storage.snapshot import Snapshot
     from omendb.workers import Workers
@@ -124,6 +126,8 @@ class MergedScan:
     snapshot : Snapshot
     query : WindowQuery
     workers : Workers, optional
+    settings : Settings, optional
+        As for `omendb.executor.WindowScan`.
 
     Attributes
     ----------
@@ -133,11 +137,17 @@ class MergedScan:
         Set when `chunks`, or `map`, is exhausted: where to go on when the limit cut the answer.
     """
 
-    def __init__(self, snapshot: Snapshot, query: WindowQuery, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        query: WindowQuery,
+        workers: Workers | None = None,
+        settings: Settings = DEFAULTS,
+    ) -> None:
         self.query = query
         self.cursor: str | None = None
         self.workers = workers
-        self._request = Request(Sources(snapshot, query, INT64_MAX), query)
+        self._request = Request(Sources(snapshot, query, INT64_MAX, settings), query)
         self.row_bound = self._request.bound(None)
 
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Windows]:
@@ -260,12 +270,15 @@ class MergedScan:
 
 
 def window_scan(
-    snapshot: Snapshot, query: WindowQuery, workers: Workers | None = None
+    snapshot: Snapshot,
+    query: WindowQuery,
+    workers: Workers | None = None,
+    settings: Settings = DEFAULTS,
 ) -> WindowScan | MergedScan:
     """Bind a window query to a snapshot."""
     if query.by:
-        return WindowScan(snapshot, query, workers)
-    return MergedScan(snapshot, query, workers)
+        return WindowScan(snapshot, query, workers, settings)
+    return MergedScan(snapshot, query, workers, settings)
 
 
 def _cut(windows: Windows, start: int, stop: int) -> Windows:

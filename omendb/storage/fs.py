@@ -394,3 +394,25 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+def will_need(address: int, size: int) -> None:
+    """Ask for a part of a mapped file to be read in the background.
+
+    Through ctypes, which lets go of the GIL: Python's own `mmap.madvise` holds it through page-ins (a cold
+    map of 300 MB stalled every thread for 250 ms).
+    """
+    start = address & -mmap.PAGESIZE
+    _libc.madvise(start, address + size - start, mmap.MADV_WILLNEED)
+
+
+def is_resident(address: int) -> bool:
+    """Whether a byte of a mapped file is in memory; True when the system does not tell."""
+    state = ctypes.c_ubyte(1)
+    failed = _libc.mincore(address & -mmap.PAGESIZE, 1, ctypes.byref(state))
+    return bool(failed or state.value & 1)
