@@ -491,7 +491,7 @@ class WindowScan(_Scan[Windows]):
     workers : Workers, optional
         Threads for `map`, `count` and `windows`.
     settings : Settings, optional
-        Of them `prefetch_size`.
+        Of them `prefetch_size` and `enable_simd`.
 
     Attributes
     ----------
@@ -524,7 +524,7 @@ class WindowScan(_Scan[Windows]):
 
     def _pieces(self, request: Request, rows_max: int) -> Iterator[Windows]:
         query = self.query
-        arguments = (*request.arguments, query.origin, query.step)
+        arguments = (*request.arguments, query.origin, query.step, self._sources.settings.enable_simd)
         options = ("stddev" in query.aggregates, False)
         place = Place(self._sources, query.after)
         left = INT64_MAX if query.limit is None else query.limit
@@ -689,7 +689,7 @@ def answer_short(
     snapshot : Snapshot
     query : RangeQuery or WindowQuery
     settings : Settings, optional
-        Of them `prefetch_size`.
+        Of them `prefetch_size` and `enable_simd`.
     columns : bool
         One array a column, instead of one object a row.
 
@@ -717,7 +717,7 @@ def answer_short(
     else:
         fields = workspace.layout(query.aggregates, columns=columns).fields
         sources = Sources(snapshot, query, SHORT_ROWS + 1, settings)
-        windows = (query.origin, query.step)
+        windows = (query.origin, query.step, settings.enable_simd)
         variance = "stddev" in query.aggregates
         call = partial(
             answer.answer_windows,

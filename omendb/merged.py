@@ -83,7 +83,8 @@ class Table:
         series = np.empty(BATCH_WINDOWS, dtype=np.int64)
         start, count, first_at, last_at = integers
         arrays = (series, start, count, *floats, first_at, last_at)
-        arguments = (*request.arguments, query.origin, query.step)
+        simd = request.sources.settings.enable_simd
+        arguments = (*request.arguments, query.origin, query.step, simd)
         place = Place(request.sources, None)
         done = False
         while not done:

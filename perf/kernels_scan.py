@@ -139,7 +139,9 @@ def count(sources: NDArray[np.int64], rows: int) -> int:
     return merge.count_rows(sources, EVERY_SERIES, True, INT64_MIN, INT64_MAX, 0, 0, False)[0]
 
 
-def windows_of(window_rows: int, variance: bool = False) -> Callable[[NDArray[np.int64], int], int]:
+def windows_of(
+    window_rows: int, variance: bool = False, simd: bool = True
+) -> Callable[[NDArray[np.int64], int], int]:
     """Make a workload that aggregates everything in windows of some rows each."""
 
     def work(sources: NDArray[np.int64], rows: int) -> int:
@@ -156,6 +158,7 @@ def windows_of(window_rows: int, variance: bool = False) -> Callable[[NDArray[np
                 INT64_MAX,
                 0,
                 window_rows * STEP,
+                simd,
                 *after,
                 total > 0,
                 variance,
@@ -177,6 +180,11 @@ WORKLOADS: Sequence[Workload] = (
     Workload("windows of 1,000 rows", 1, "in order", windows_of(1_000)),
     Workload("windows of 100 rows", 1, "in order", windows_of(100)),
     Workload("windows of 100 rows, with variance", 1, "in order", windows_of(100, True)),
+    Workload("windows of 10,000 rows", 1, "in order", windows_of(10_000)),
+    Workload("windows of 10,000 rows, scalar", 1, "in order", windows_of(10_000, simd=False)),
+    Workload("windows of 1,000 rows, scalar", 1, "in order", windows_of(1_000, simd=False)),
+    Workload("windows of 100 rows, scalar", 1, "in order", windows_of(100, simd=False)),
+    Workload("windows of 100 rows, with variance, scalar", 1, "in order", windows_of(100, True, simd=False)),
     Workload("windows of 10 rows", 1, "in order", windows_of(10)),
     Workload("windows of 1 row", 1, "in order", windows_of(1)),
     Workload("windows of 100 rows", 8, "in order", windows_of(100)),
@@ -220,9 +228,9 @@ def measure(rows: int, series: int) -> Iterator[tuple[Workload, float]]:
 def run(rows: int, series: int) -> None:
     """Print the figures as a table."""
     print(f"{rows:,} rows, {series:,} series")
-    print(f"{'workload':<36} {'sources':>7} {'spread':<14} {'M rows/s':>9}")
+    print(f"{'workload':<43} {'sources':>7} {'spread':<14} {'M rows/s':>9}")
     for workload, rate in measure(rows, series):
-        print(f"{workload.name:<36} {workload.source_count:>7} {workload.spread:<14} {rate:>9,.0f}")
+        print(f"{workload.name:<43} {workload.source_count:>7} {workload.spread:<14} {rate:>9,.0f}")
 
 
 if __name__ == "__main__":

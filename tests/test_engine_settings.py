@@ -12,6 +12,7 @@ import pytest
 import omendb
 from omendb.config import Settings
 from omendb.errors import ConfigError, CorruptionError
+from omendb.jit import window
 from omendb.model import make_batch
 from omendb.settings_source import load
 from omendb.storage.store import Store
@@ -241,3 +242,28 @@ def test_mounted_directory_is_followed(tmp_path, caplog) -> None:
 def gauge(db, name: str) -> float:
     lines = db.metrics.render().decode().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_enable_simd_chooses_the_kernel_and_changes_no_bit(db, monkeypatch) -> None:
+    rng = np.random.default_rng(5)
+    db.insert(1, np.arange(10_000), rng.normal(0, 1e6, 10_000))
+    chosen: list[bool] = []
+    kernel = window.scan_windows
+
+    def spied(*arguments):
+        chosen.append(arguments[7])
+        return kernel(*arguments)
+
+    monkeypatch.setattr(window, "scan_windows", spied)
+    answers = []
+    for simd in (True, False):
+        db.configure(enable_simd=simd)
+        answers.append(db.aggregate(333, ("sum", "min", "max", "stddev")))
+
+        assert chosen
+        assert set(chosen) == {simd}
+        chosen.clear()
+
+    vector, scalar = answers
+    for name, column in vector.columns.items():
+        assert column.tobytes() == scalar.columns[name].tobytes()

@@ -248,6 +248,7 @@ def answer_windows(
     end: int,
     origin: int,
     step: int,
+    simd: bool,
     after_series: int,
     after_window: int,
     resume: bool,
@@ -261,7 +262,8 @@ def answer_windows(
 
     Parameters
     ----------
-    sources, series, every_series, start, end, origin, step, after_series, after_window, resume, want_variance
+    sources, series, every_series, start, end, origin, step, simd, after_series, after_window, resume,
+    want_variance
         As for `omendb.jit.window.scan_windows`.
     limit : int
         Windows at most.
@@ -302,6 +304,7 @@ def answer_windows(
         end,
         origin,
         step,
+        simd,
         after_series,
         after_window,
         resume,
@@ -342,4 +345,6 @@ def warmup() -> None:
     fields = workspace.layout(None, columns=True).fields
     answer_rows(sources, series, True, 0, 0, 0, 0, False, 1, workspace.room, fields, True)
     fields = workspace.layout(("mean",), columns=True).fields
-    answer_windows(sources, series, True, 0, 0, 0, 1, 0, 0, False, 1, False, workspace.room, fields, True)
+    answer_windows(
+        sources, series, True, 0, 0, 0, 1, True, 0, 0, False, 1, False, workspace.room, fields, True
+    )

@@ -45,6 +45,7 @@ from omendb.jit.merge import (
     open_cursors,
     order_ranges,
 )
+from omendb.jit.vector import REDUCE_LANES, SQUARE_LANES, reduce_vectors, square_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,6 +119,7 @@ def scan_windows(
     end: int,
     origin: int,
     step: int,
+    simd: bool,
     after_series: int,
     after_window: int,
     resume: bool,
@@ -145,6 +147,8 @@ def scan_windows(
         Start of a window, any int64.
     step : int
         Length of a window, at least 1.
+    simd : bool
+        Whether to use vector instructions; the answer is the same.
     after_series, after_window : int
         With `resume`, only windows after this one, which is a window as it was written.
     resume : bool
@@ -187,6 +191,7 @@ def scan_windows(
         end,
         origin,
         step,
+        simd,
         after_series,
         after_window,
         resume,
@@ -222,6 +227,7 @@ def scan_borrowed(
     end: int,
     origin: int,
     step: int,
+    simd: bool,
     after_series: int,
     after_window: int,
     resume: bool,
@@ -317,6 +323,7 @@ def scan_borrowed(
                     series_id,
                     origin,
                     step,
+                    simd,
                     written,
                     is_open,
                     window_last,
@@ -350,6 +357,7 @@ def reduce_rows(
     series_id: int,
     origin: int,
     step: int,
+    simd: bool,
     written: int,
     is_open: bool,
     window_last: int,
@@ -377,7 +385,7 @@ def reduce_rows(
         Rows to add, ``row < row_stop``.
     series_id : int
         Theirs.
-    origin, step : int
+    origin, step, simd
         As for `scan_windows`.
     written : int
         Windows written, with the open one.
@@ -429,10 +437,10 @@ def reduce_rows(
             stop = find_after(timestamps, row, row_stop - 1, row + expected, window_last)
         count = stop - row
         expected = count
-        total, lowest, highest = reduce_values(values, row, stop)
+        total, lowest, highest = reduce_values(values, row, stop, simd)
         deviations = 0.0
         if want_variance:
-            deviations = square_deviations(values, row, stop, total / count)
+            deviations = square_deviations(values, row, stop, total / count, simd)
         place = written - 1
         if continued:
             if want_variance:
@@ -518,59 +526,86 @@ def greater(left: float, right: float) -> float:
     return right if right > left or left != left else left
 
 
+@inline_kernel
+def lower(old: float, new: float) -> float:
+    """Return the smaller one, the old one where neither is (equal, or one is NaN)."""
+    return new if new < old else old
+
+
+@inline_kernel
+def higher(old: float, new: float) -> float:
+    """Return the greater one, the old one where neither is (equal, or one is NaN)."""
+    return new if new > old else old
+
+
 @kernel
-def reduce_values(values: int, row: int, stop: int) -> tuple[float, float, float]:
+def reduce_lanes(values: int, row: int, stop: int) -> tuple[float, float, float]:
+    """Do what `omendb.jit.vector.reduce_vectors` does, one value at a time.
+
+    Notes
+    -----
+    Eight lanes, written out: an addition need not wait for the one before it.
+    """
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = np.inf
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = -np.inf
+    while row + 8 <= stop:
+        v0 = load_f64(values, row)
+        v1 = load_f64(values, row + 1)
+        v2 = load_f64(values, row + 2)
+        v3 = load_f64(values, row + 3)
+        v4 = load_f64(values, row + 4)
+        v5 = load_f64(values, row + 5)
+        v6 = load_f64(values, row + 6)
+        v7 = load_f64(values, row + 7)
+        s0 += v0
+        s1 += v1
+        s2 += v2
+        s3 += v3
+        s4 += v4
+        s5 += v5
+        s6 += v6
+        s7 += v7
+        a0 = v0 if v0 < a0 else a0
+        a1 = v1 if v1 < a1 else a1
+        a2 = v2 if v2 < a2 else a2
+        a3 = v3 if v3 < a3 else a3
+        a4 = v4 if v4 < a4 else a4
+        a5 = v5 if v5 < a5 else a5
+        a6 = v6 if v6 < a6 else a6
+        a7 = v7 if v7 < a7 else a7
+        b0 = v0 if v0 > b0 else b0
+        b1 = v1 if v1 > b1 else b1
+        b2 = v2 if v2 > b2 else b2
+        b3 = v3 if v3 > b3 else b3
+        b4 = v4 if v4 > b4 else b4
+        b5 = v5 if v5 > b5 else b5
+        b6 = v6 if v6 > b6 else b6
+        b7 = v7 if v7 > b7 else b7
+        row += 8
+    total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    lowest = lower(lower(lower(a0, a1), lower(a2, a3)), lower(lower(a4, a5), lower(a6, a7)))
+    highest = higher(higher(higher(b0, b1), higher(b2, b3)), higher(higher(b4, b5), higher(b6, b7)))
+    return total, lowest, highest
+
+
+@kernel
+def reduce_values(values: int, row: int, stop: int, simd: bool) -> tuple[float, float, float]:
     """Return sum, minimum and maximum of ``values[row:stop]``, which is not empty.
 
     Notes
     -----
-    Eight lanes, written out: without leave to reorder sums LLVM does not split one accumulator, but it
-    does put eight into vector registers.
+    With `simd` in vector registers, else one value at a time; the answer is the same, bit for bit.
     """
     total = 0.0
     lowest = np.inf
     highest = -np.inf
-    if stop - row >= 8:
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = 0.0
-        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = np.inf
-        b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = -np.inf
-        while row + 8 <= stop:
-            v0 = load_f64(values, row)
-            v1 = load_f64(values, row + 1)
-            v2 = load_f64(values, row + 2)
-            v3 = load_f64(values, row + 3)
-            v4 = load_f64(values, row + 4)
-            v5 = load_f64(values, row + 5)
-            v6 = load_f64(values, row + 6)
-            v7 = load_f64(values, row + 7)
-            s0 += v0
-            s1 += v1
-            s2 += v2
-            s3 += v3
-            s4 += v4
-            s5 += v5
-            s6 += v6
-            s7 += v7
-            a0 = v0 if v0 < a0 else a0
-            a1 = v1 if v1 < a1 else a1
-            a2 = v2 if v2 < a2 else a2
-            a3 = v3 if v3 < a3 else a3
-            a4 = v4 if v4 < a4 else a4
-            a5 = v5 if v5 < a5 else a5
-            a6 = v6 if v6 < a6 else a6
-            a7 = v7 if v7 < a7 else a7
-            b0 = v0 if v0 > b0 else b0
-            b1 = v1 if v1 > b1 else b1
-            b2 = v2 if v2 > b2 else b2
-            b3 = v3 if v3 > b3 else b3
-            b4 = v4 if v4 > b4 else b4
-            b5 = v5 if v5 > b5 else b5
-            b6 = v6 if v6 > b6 else b6
-            b7 = v7 if v7 > b7 else b7
-            row += 8
-        total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
-        lowest = min(min(min(a0, a1), min(a2, a3)), min(min(a4, a5), min(a6, a7)))
-        highest = max(max(max(b0, b1), max(b2, b3)), max(max(b4, b5), max(b6, b7)))
+    if stop - row >= REDUCE_LANES:
+        if simd:
+            total, lowest, highest = reduce_vectors(values, row, stop)
+        else:
+            total, lowest, highest = reduce_lanes(values, row, stop)
+        row += (stop - row) // REDUCE_LANES * REDUCE_LANES
     while row < stop:
         value = load_f64(values, row)
         total += value
@@ -583,19 +618,8 @@ def reduce_values(values: int, row: int, stop: int) -> tuple[float, float, float
 
 
 @kernel
-def square_deviations(values: int, row: int, stop: int, mean: float) -> float:
-    """Return the sum of squared deviations of ``values[row:stop]`` from their mean.
-
-    Notes
-    -----
-    Two passes, with the correction for the rounding of `mean` [1]_, in four lanes.
-
-    References
-    ----------
-    .. [1] Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American
-       Statistician 37(3), 1983, eq. 1.7.
-    """
-    count = stop - row
+def square_lanes(values: int, row: int, stop: int, mean: float) -> tuple[float, float]:
+    """Do what `omendb.jit.vector.square_vectors` does, one value at a time."""
     q0 = q1 = q2 = q3 = 0.0
     r0 = r1 = r2 = r3 = 0.0
     while row + 4 <= stop:
@@ -612,8 +636,29 @@ def square_deviations(values: int, row: int, stop: int, mean: float) -> float:
         r2 += d2
         r3 += d3
         row += 4
-    squares = (q0 + q1) + (q2 + q3)
-    rest = (r0 + r1) + (r2 + r3)
+    return (q0 + q1) + (q2 + q3), (r0 + r1) + (r2 + r3)
+
+
+@kernel
+def square_deviations(values: int, row: int, stop: int, mean: float, simd: bool) -> float:
+    """Return the sum of squared deviations of ``values[row:stop]`` from their mean.
+
+    Notes
+    -----
+    Two passes, with the correction for the rounding of `mean` [1]_, in four lanes. `simd`
+    as for `reduce_values`.
+
+    References
+    ----------
+    .. [1] Chan, Golub and LeVeque, Algorithms for computing the sample variance, The American
+       Statistician 37(3), 1983, eq. 1.7.
+    """
+    count = stop - row
+    if simd:
+        squares, rest = square_vectors(values, row, stop, mean)
+    else:
+        squares, rest = square_lanes(values, row, stop, mean)
+    row += count // SQUARE_LANES * SQUARE_LANES
     while row < stop:
         deviation = load_f64(values, row) - mean
         squares += deviation * deviation
@@ -637,6 +682,7 @@ def warmup() -> None:
         0,
         0,
         1,
+        True,
         0,
         0,
         False,

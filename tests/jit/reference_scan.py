@@ -251,6 +251,7 @@ def scan_windows(
     step: int,
     capacity: int,
     want_variance: bool = True,
+    simd: bool = True,
 ) -> list[WindowRow]:
     """Aggregate to the end, as often as it takes, and check each answer's status."""
     rows: list[WindowRow] = []
@@ -270,6 +271,7 @@ def scan_windows(
             end,
             origin,
             step,
+            simd,
             *key,
             after is not None,
             want_variance,

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import struct
+import subprocess
+import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +22,8 @@ from tests.jit import reference_scan as reference
 from tests.jit.reference_scan import INT64_MAX, INT64_MIN, NO_SERIES, Sources
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.jit.reference_scan import Rows, WindowRow
 
 EXAMPLES = 200 if JIT_DISABLED else 500
@@ -128,11 +136,14 @@ def test_advance_agrees_with_reference(last: int, step: int, count: int) -> None
 
 
 @settings(max_examples=EXAMPLES)
-@given(st.lists(st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=40))
-def test_reduction_agrees_with_numpy(values: list[float]) -> None:
+@given(
+    st.lists(st.floats(-1e6, 1e6) | st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=40),
+    st.booleans(),
+)
+def test_reduction_agrees_with_numpy(values: list[float], simd: bool) -> None:
     column = reference.place(np.array(values), 4)
 
-    total, lowest, highest = window.reduce_values(column.ctypes.data, 0, len(values))
+    total, lowest, highest = window.reduce_values(column.ctypes.data, 0, len(values), simd)
 
     numbers = column[~np.isnan(column)]
     with np.errstate(invalid="ignore"):
@@ -141,13 +152,78 @@ def test_reduction_agrees_with_numpy(values: list[float]) -> None:
     assert (lowest, highest) == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
 
 
+# Any bits at all: signed zeros, subnormal numbers, infinities, and every NaN.
+any_double = st.floats() | st.sampled_from(
+    [0.0, -0.0, 5e-324, -5e-324, np.inf, -np.inf, np.nan, 1e308, -1e308]
+)
+
+
+def bits(numbers: Sequence[float]) -> bytes:
+    """Return the bytes of numbers; all NaN are one, as nobody reads the bits of a NaN."""
+    return b"".join(struct.pack("<d", math.nan if number != number else number) for number in numbers)
+
+
 @settings(max_examples=EXAMPLES)
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.sampled_from([0.0, 1e9, -1e12]))
-def test_squares_are_stable_far_from_zero(values: list[float], shift: float) -> None:
+@given(st.lists(any_double, min_size=1, max_size=70), st.integers(0, 9), st.integers(1, 7))
+def test_both_kernels_give_the_same_bits(values: list[float], skip: int, offset: int) -> None:
+    column = reference.place(np.array(values), offset)
+    row = min(skip, len(values) - 1)
+    address = column.ctypes.data
+
+    assert bits(window.reduce_values(address, row, len(values), True)) == bits(
+        window.reduce_values(address, row, len(values), False)
+    )
+    for mean in (values[-1], 0.5, math.nan):
+        assert bits([window.square_deviations(address, row, len(values), mean, True)]) == bits(
+            [window.square_deviations(address, row, len(values), mean, False)]
+        )
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.data())
+def test_scans_with_both_kernels_give_the_same_windows(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 200))
+    numbers = data.draw(st.lists(st.floats(-1e9, 1e9), min_size=count, max_size=count))
+    sources = Sources([{(1, timestamp): number for timestamp, number in enumerate(numbers)}])
+    step = data.draw(st.integers(1, 100))
+
+    vector, scalar = (
+        reference.scan_windows(sources, [1], INT64_MIN, INT64_MAX, 0, step, 300, simd=simd)
+        for simd in (True, False)
+    )
+
+    assert vector == scalar
+
+
+def test_the_vector_kernel_uses_vectors_and_the_other_one_does_not() -> None:
+    if JIT_DISABLED or platform.machine() != "x86_64":
+        pytest.skip("the names of instructions are those of compiled x86-64")
+    code = (
+        "from omendb.jit import window\n"
+        "window.reduce_values(0, 0, 0, True)\n"
+        "window.reduce_lanes(0, 0, 0)\n"
+        "for kernel in (window.reduce_values, window.reduce_lanes):\n"
+        "    (text,) = kernel.inspect_asm().values()\n"
+        "    print('addpd' in text and 'minpd' in text and 'maxpd' in text)\n"
+    )
+    with tempfile.TemporaryDirectory() as cache:  # what comes out of a cache has no text
+        environment = {**os.environ, "NUMBA_CACHE_DIR": cache}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+
+    assert done.stdout.split() == ["True", "False"]
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.sampled_from([0.0, 1e9, -1e12]), st.booleans()
+)
+def test_squares_are_stable_far_from_zero(values: list[float], shift: float, simd: bool) -> None:
     column = np.array(values) + shift
 
     mean = float(np.sum(column)) / len(column)
-    squares = window.square_deviations(column.ctypes.data, 0, len(column), mean)
+    squares = window.square_deviations(column.ctypes.data, 0, len(column), mean, simd)
 
     exact = math.fsum(column.tolist()) / len(column)
     expected = math.fsum((value - exact) ** 2 for value in column.tolist())
@@ -233,6 +309,7 @@ def test_small_output_asks_for_few_rows() -> None:
         INT64_MAX,
         0,
         10,
+        True,
         0,
         0,
         False,
