@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 
+from omendb import config
 from tests.deploy.containerfile import ROOT, stages
 from tests.deploy.runbook import programs_in_pod
 
@@ -61,6 +62,12 @@ def test_the_server_is_told_where_the_volume_is() -> None:
     assert FINAL.environment()["OMENDB_DATA_DIR"] == FINAL.one("VOLUME") == "/var/lib/omendb"
     assert FINAL.one("EXPOSE").split() == ["3000", "9090"]
     assert FINAL.command() == ["omendb", "serve"]
+
+
+def test_the_environment_hides_no_setting_of_the_mounted_directory() -> None:
+    variables = {f"OMENDB_{name.upper()}" for name in config.SPECS}
+
+    assert not variables & set(FINAL.environment())
 
 
 def test_the_health_check_asks_whether_it_is_alive_not_ready() -> None:

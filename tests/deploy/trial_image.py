@@ -25,6 +25,8 @@ from tests.serving import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.timeout(1_800)  # seconds; compiling everything on a busy machine takes long
+
 FINAL = stages()[-1]
 ON_CPU_SECONDS_MAX = 3
 """Of processor time, from exec to ready: compiling takes a hundred."""
