@@ -5,6 +5,8 @@
 # make soak   the long form of the fault tests; ARGS="--minutes 60 --seed 1" (ten minutes by default)
 # make image  build the container image, with podman or buildah
 # make test-image   unpack the image and try it as a cluster would run it (minutes; as root)
+# make binary make dist/omendb, the program in one file that needs no Python
+# make test-binary  try it in a bare Debian, BASE_ROOT=DIR (minutes; as root)
 # make clean  remove what the other targets have made; not the data
 #
 # Needs Python 3.11 or newer and make. PYTHON=python3.13 takes another Python, ARGS="--port 3001" goes to
@@ -20,7 +22,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-instal
 # Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
 CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
 
-.PHONY: run install test lint test-kernels packages bench soak image test-image clean
+.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
@@ -67,6 +69,18 @@ test-image: $(INSTALLED)
 		box=$$(podman create $(IMAGE)) && podman export $$box | tar -x -C $$root && podman rm $$box >/dev/null || exit 1; \
 	fi; \
 	OMENDB_IMAGE_ROOT=$$root $(BIN)/pytest -v -s tests/deploy/trial_image.py
+
+binary: $(BIN)/python
+	@PYTHON=$(PYTHON) deploy/binary/build
+
+# Without BASE_ROOT a bare Debian is made with debootstrap.
+test-binary: $(INSTALLED)
+	@root=$(BASE_ROOT); \
+	if [ -z "$$root" ]; then \
+		root=$(CURDIR)/build/bare-debian; \
+		[ -e $$root/etc/debian_version ] || debootstrap --variant=minbase trixie $$root >$$root.log; \
+	fi; \
+	OMENDB_BASE_ROOT=$$root $(BIN)/pytest -v -s tests/deploy/trial_binary.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
