@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from omendb.jit import layout, merge, window
+from omendb.jit import fold, layout, merge, split, window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,8 @@ INT64_MAX = 2**63 - 1
 EVERY_SERIES = np.zeros(0, np.int64)
 STEP = 1_000  # timestamp units between two rows of a series
 CHUNK_ROWS = 65_536
+FOLD_WINDOWS = 8_192
+FOLD_ENTRIES = 65_536
 PASSES = 3
 SEED = 1
 
@@ -176,6 +178,53 @@ def windows_of(
     return work
 
 
+def merged_windows_of(window_rows: int) -> Callable[[NDArray[np.int64], int], int]:
+    """Make a workload that aggregates all series together in windows of some rows of each."""
+
+    def work(sources: NDArray[np.int64], rows: int) -> int:
+        capacity = FOLD_ENTRIES
+        slots = np.full(2 << capacity.bit_length(), fold.SLOT_FREE, np.int64)
+        table = (np.empty((fold.INTEGERS, capacity), np.int64), np.empty((fold.FLOATS, capacity)))
+        integers = np.empty((fold.INTEGERS, FOLD_WINDOWS), np.int64)
+        floats = np.empty((fold.FLOATS, FOLD_WINDOWS))
+        series = np.empty(FOLD_WINDOWS, np.int64)
+        start, count, first_at, last_at = integers
+        size, written, status = 0, 0, layout.STATUS_FULL
+        after = (0, 0)
+        while status != layout.STATUS_DONE:
+            resume = written > 0
+            written, status, *_ = window.scan_windows(
+                sources,
+                EVERY_SERIES,
+                True,
+                INT64_MIN,
+                INT64_MAX,
+                0,
+                window_rows * STEP,
+                *after,
+                resume,
+                False,
+                True,
+                *(series, start, count),
+                *floats,
+                *(first_at, last_at),
+            )
+            _, size = fold.fold_windows(integers, floats, written, False, slots, size, *table)
+            if written:
+                after = (int(series[written - 1]), int(start[written - 1]))
+        return int(table[0][fold.COUNT, :size].sum())
+
+    return work
+
+
+def shards(sources: NDArray[np.int64], rows: int) -> int:
+    """Cut everything into shards; return the rows of all."""
+    out = np.empty((2 * (rows // CHUNK_ROWS) + 2, split.SHARD_WIDTH), np.int64)
+    bounds = (INT64_MIN, INT64_MAX)
+    _, total = split.split_scan(sources, EVERY_SERIES, True, *bounds, 0, 0, False, 0, 0, CHUNK_ROWS, out)
+    return int(total)
+
+
 WORKLOADS: Sequence[Workload] = (
     Workload("windows of 1,000 rows", 1, "in order", windows_of(1_000)),
     Workload("windows of 100 rows", 1, "in order", windows_of(100)),
@@ -187,6 +236,9 @@ WORKLOADS: Sequence[Workload] = (
     Workload("windows of 100 rows, with variance, scalar", 1, "in order", windows_of(100, True, simd=False)),
     Workload("windows of 10 rows", 1, "in order", windows_of(10)),
     Workload("windows of 1 row", 1, "in order", windows_of(1)),
+    Workload("windows of 100 rows, all series together", 1, "in order", merged_windows_of(100)),
+    Workload("windows of 1 row, all series together", 1, "in order", merged_windows_of(1)),
+    Workload("shards", 1, "in order", shards),
     Workload("windows of 100 rows", 8, "in order", windows_of(100)),
     Workload("windows of 100 rows", 8, "tails overlap", windows_of(100)),
     Workload("scan", 1, "in order", scan),
@@ -206,8 +258,8 @@ WORKLOADS: Sequence[Workload] = (
 
 def measure(rows: int, series: int) -> Iterator[tuple[Workload, float]]:
     """Yield each workload with its M rows/s over `rows` rows of `series` series; wall time, best pass."""
-    merge.warmup()
-    window.warmup()
+    for module in (merge, window, split, fold):
+        module.warmup()
     made: dict[tuple[int, str], Sources] = {}
     for workload in WORKLOADS:
         layout_key = (workload.source_count, workload.spread)

@@ -21,8 +21,10 @@ from omendb.errors import (
     OverloadedError,
     WalFailedError,
 )
+from omendb.executor import SHARD_ROWS
 from omendb.flusher import FROZEN_MAX
 from omendb.model import make_batch
+from omendb.query import make_range_query
 from omendb.storage import compaction, recovery
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.store import Store
@@ -88,6 +90,70 @@ def test_aggregate(db) -> None:
     assert windows.columns["count"].dtype == np.int64
     empty = db.aggregate(10, "sum,stddev", start=1000)
     assert (empty.count, list(empty.columns)) == (0, ["sum", "stddev"])
+
+
+def test_aggregate_of_all_series_together(db) -> None:
+    db.insert([1, 1, 2, 2, 9], [0, 7, 3, 12, 3], [1.0, 3.0, 10.0, 20.0, 4.0])
+
+    windows = db.aggregate(10, ["count", "mean", "first", "last", "stddev"], start=0, by=())
+
+    assert windows.series_id is None
+    assert windows.timestamp.tolist() == [0, 10]
+    assert windows.columns["count"].tolist() == [4, 1]
+    assert windows.columns["mean"].tolist() == [4.5, 20.0]
+    assert windows.columns["first"].tolist() == [1.0, 20.0]
+    assert windows.columns["last"].tolist() == [3.0, 20.0]
+    assert windows.columns["stddev"] == pytest.approx([np.std([1, 3, 10, 4]), 0])
+    assert db.aggregate(10, start=0, series_id=[1, 2], by="").columns["mean"].tolist() == [14 / 3, 20]
+    assert db.aggregate(10, start=0, limit=1, by=()).timestamp.tolist() == [0]
+    empty = db.aggregate(10, "count", start=1000, by=())
+    assert (empty.count, empty.series_id, empty.columns["count"].dtype) == (0, None, np.int64)
+    with pytest.raises(InvalidRequestError) as error:
+        db.aggregate(10, by="value")
+    assert error.value.field == "by"
+
+
+@pytest.mark.parametrize("series_count", [1, 30, 5_000])
+def test_large_scans_are_split_and_joined(tmp_path, series_count) -> None:
+    rows = 600_000 // series_count
+    assert series_count * rows > 2 * SHARD_ROWS
+    time = np.tile(np.arange(rows), series_count)
+    series = np.repeat(np.arange(series_count), rows)
+    value = np.random.default_rng(1).integers(-1000, 1000, len(time)) / 4
+    with omendb.open(tmp_path / "db", retrain_threshold=1_000_000) as db:
+        first = len(time) // 2
+        db.insert(series[:first], time[:first], value[:first])
+        db.flush()
+        # Rows in memory as well, and one that is newer than what is on disk.
+        db.insert(series[first:], time[first:], value[first:])
+        db.insert(0, 5, 1e6)
+        value[5] = 1e6
+
+        scan = db.scan(make_range_query())
+        parts = list(scan.map(lambda part: part, 10_000))
+        assert scan.count() == len(time)
+        assert max(part.count for part in parts) <= 10_000
+        assert (np.concatenate([part.series_id for part in parts]) == series).all()
+        assert (np.concatenate([part.timestamp for part in parts]) == time).all()
+        assert (np.concatenate([part.value for part in parts]) == value).all()
+
+        step = 20
+        windows = db.aggregate(step, "sum,count", start=0)
+        cells = value.reshape(series_count, rows)
+        edges = np.arange(0, rows, step)
+        sums = np.add.reduceat(cells, edges, axis=1)
+        assert (windows.series_id == np.repeat(np.arange(series_count), len(edges))).all()
+        assert (windows.timestamp == np.tile(edges, series_count)).all()
+        # Quarters add up without rounding.
+        assert (windows.columns["sum"] == sums.ravel()).all()
+        assert windows.columns["count"].sum() == len(time)
+
+        together = db.aggregate(step, "sum,max,first,last", start=0, by=())
+        assert (together.timestamp == edges).all()
+        assert (together.columns["sum"] == sums.sum(axis=0)).all()
+        assert (together.columns["max"] == np.maximum.reduceat(cells, edges, axis=1).max(axis=0)).all()
+        assert (together.columns["first"] == cells[0, edges]).all()
+        assert (together.columns["last"] == cells[-1, np.append(edges[1:], rows) - 1]).all()
 
 
 def test_stats_are_exact(db) -> None:

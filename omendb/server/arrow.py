@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 CURSOR_KEY = b"omendb.cursor"
 
-PIECE_ROWS = 32_768
-"""Rows of one batch: 0.8 MB of points."""
+PIECE_ROWS = 16_384
+"""Rows of one batch: 0.4 MB of points."""
 
 _HEADERS: Headers = [("content-type", MEDIA_TYPE)]
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-PIECES_AT_ONCE = 4
+PIECES_AT_ONCE = 8
 """Pieces that come out of a thread at once: each change of threads takes the GIL from short queries."""
 
 KEPT_WINDOW_BYTES_MAX = 32 << 20
