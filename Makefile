@@ -2,6 +2,7 @@
 # make test   install, then every check: format, lint, types, layers, tests
 # make lint   the checks without the tests
 # make bench  the benchmarks of perf/, on this machine
+# make race   OmenDB against other databases; ARGS="--short" to see that it works
 # make soak   the long form of the fault tests; ARGS="--minutes 60 --seed 1" (ten minutes by default)
 # make image  build the container image, with podman or buildah
 # make test-image   unpack the image and try it as a cluster would run it (minutes; as root)
@@ -17,12 +18,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= omendb:$(VERSION)
+RACE_INSTALLED := .venv/.installed-race
+PACKAGES := packages.debian
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 # Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
 CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
 
-.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary clean
+.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary race clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
@@ -50,6 +53,11 @@ test-kernels: $(INSTALLED)
 bench: $(INSTALLED) packages
 	$(BIN)/python perf/kernels.py
 	$(BIN)/python perf/http.py
+
+# What it needs beside OmenDB goes into .venv and comes from Debian; what is missing takes no part.
+race: $(RACE_INSTALLED)
+	@$(MAKE) --no-print-directory packages PACKAGES=perf/race/packages.debian
+	$(BIN)/python -m perf.race $(ARGS)
 
 soak: $(INSTALLED) packages
 	$(BIN)/python -m tests.faults.soak $(ARGS)
@@ -92,6 +100,11 @@ $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock -e .
 	@touch $@
 
+$(RACE_INSTALLED): perf/race/requirements.txt $(INSTALLED)
+	@echo "Installing what the race needs into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r perf/race/requirements.txt
+	@touch $@
+
 # Debian splits venv from Python. Where we may, we add it; elsewhere we say what is missing.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -107,14 +120,14 @@ $(BIN)/python:
 
 # Programs that some tests use. Without them those tests are skipped, and say so; in CI they fail.
 packages:
-	@missing=$$(for name in $$(cat packages.debian); do \
+	@missing=$$(for name in $$(cat $(PACKAGES)); do \
 		dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q '^install ok installed' || echo $$name; done); \
 	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			echo "Installing Debian's" $$missing ...; \
 			{ apt-get update -qq && $(APT_INSTALL) $$missing >/dev/null; } || \
-				echo "That failed: some tests are skipped, or fail in CI."; \
+				echo "That failed: what needs them is left out, or fails in CI."; \
 		else \
-			echo "Not installed, so that some tests are skipped:" $$missing; \
+			echo "Not installed, so that what needs them is left out:" $$missing; \
 		fi; \
 	fi
