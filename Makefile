@@ -25,7 +25,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-instal
 # Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
 CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
 
-.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary race clean
+.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary race race-scaling race-profile clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
@@ -58,6 +58,10 @@ bench: $(INSTALLED) packages
 race: $(RACE_INSTALLED)
 	@$(MAKE) --no-print-directory packages PACKAGES=perf/race/packages.debian
 	$(BIN)/python -m perf.race $(ARGS)
+
+# OmenDB alone: how its cost grows, and where its time goes.
+race-scaling race-profile: race-%: $(RACE_INSTALLED) packages
+	$(BIN)/python -m perf.race.$* $(ARGS)
 
 soak: $(INSTALLED) packages
 	$(BIN)/python -m tests.faults.soak $(ARGS)

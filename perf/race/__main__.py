@@ -8,6 +8,7 @@ Markdown and a plot. A contestant that is missing or fails keeps its place in th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def machine() -> dict[str, object]:
+def machine(module: str = "perf.race") -> dict[str, object]:
     """Describe what the figures are measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(
@@ -74,7 +75,7 @@ def machine() -> dict[str, object]:
         "machine": f"{model}, {os.cpu_count()} CPUs, {memory:.0f} GiB, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "commit": commit.stdout.strip() or "none",
-        "command": " ".join(["python -m perf.race", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_average": os.getloadavg(),
     }
@@ -106,9 +107,12 @@ def main() -> None:
     (options.output / "race.json").write_text(json.dumps(found, indent=1) + "\n")
     text = report.markdown(found)
     (options.output / "race.md").write_text(text)
-    for place in (options.output / "race.svg", options.plot):
-        if place is not None:
-            report.plot(found, place)
+    if importlib.util.find_spec("matplotlib") is None:
+        say("no plot: matplotlib is not installed")
+    else:
+        for place in (options.output / "race.svg", options.plot):
+            if place is not None:
+                report.plot(found, place)
     for document in options.write:
         say(f"{document}: {report.write_into(document, found)} parts written")
     print(text)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-READY_SECONDS = 180
+READY_SECONDS = 600
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perf.race.rows import DATASET_TITLES, Row, rows_of
+from perf.race.rows import DATASET_TITLES, WRITES, Row, rows_of
 
 OMENDB, BASE, LAZY = "omendb", "victoria", "omendb-lazy"
-SAME_WORK = {"single_lazy": "single", "export_arrow": "export_json"}
+SAME_WORK = {"single_lazy": "single", "export_arrow": "export_json", "range_named": "range_100"}
 """Rows that are held against another row of VictoriaMetrics."""
 Samples = list[dict[str, Any]]
 
@@ -49,7 +49,7 @@ def failure(race: dict[str, Any], dataset: str, row: str, key: str) -> str | Non
     failures = race["failures"].get(dataset, {})
     reason: str | None = failures.get(row, {}).get(key)
     if reason is None and not race["samples"].get(dataset, {}).get(row, {}).get(key):
-        reason = failures.get("all", {}).get(key)
+        reason = failures.get("writes" if row in WRITES else "reads", {}).get(key)
     return reason
 
 
@@ -98,8 +98,8 @@ def head(race: dict[str, Any]) -> str:
     return (
         f"{race['machine']}; commit {race['commit']}; `{race['command']}`, {race['date']}, "
         f"{race['minutes']:.0f} minutes. Medians of {race['plan']['rounds']} rounds in which the contestants "
-        "take turns, each alone on the machine, with the load generator beside it. Every answer was compared with "
-        "the right one before anything was timed."
+        "take turns, each alone on the machine, with the load generator beside it. Every answer was compared "
+        "with the right one before anything was timed."
     )
 
 
@@ -225,8 +225,9 @@ def blocks(race: dict[str, Any]) -> dict[str, str]:
 def markdown(race: dict[str, Any]) -> str:
     """Return everything as one document."""
     parts = blocks(race)
+    main = f"{parts['table']}\n\n" if "main" in race["samples"] else ""
     return (
-        f"# Race\n\n{parts['head']}\n\n{parts['table']}\n\n{parts['others']}\n\n## Contestants\n\n"
+        f"# Race\n\n{parts['head']}\n\n{main}{parts['others']}\n\n## Contestants\n\n"
         f"{parts['contestants']}\n\n## Details\n\n{parts['details']}\n"
     )
 

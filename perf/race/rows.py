@@ -40,6 +40,7 @@ MAIN = (
     Row("single_lazy", "the same with `sync_interval_ms` > 0", "1/s", target=0.9),
     Row("bulk", "bulk text, 2 connections, batches of 10,000 rows", "rows/s", target=2.0),
     Row("range_100", "100-row range of one series, 32 connections", "1/s", target=3.0),
+    Row("range_named", "100-row range by label, of what was just written as text", "1/s"),
     Row("range_1000", "1,000-row range, 32 connections", "1/s", target=3.5),
     Row("windows_one", "a series into 100 means, 32 connections", "1/s", target=4.0),
     Row("windows_all", "all points into 100 windows for each series, one request", "ms", target=4.0),
@@ -77,6 +78,9 @@ OTHERS = {
         Row("disk", "disk, settled", "bytes/point"),
     ),
 }
+
+WRITES = frozenset({"single", "single_lazy", "bulk", "mixed", "range_named"})
+"""Rows that are measured on a directory of their own, which begins empty in every round."""
 
 DATASET_TITLES = {
     "main": "1,000 series, 10 s apart",

@@ -141,13 +141,13 @@ class HttpContestant(Contestant):
     def time(self, query: Query) -> float:
         return load.time_get(self.port, self.path(query))
 
-    def text_bodies(self, lines: list[bytes]) -> list[bytes]:
-        """Return line protocol in the form that `write_path` takes."""
-        return lines
-
-    def text_path(self, query: Query) -> str:
-        """Return the path for rows that came in through `write_path`."""
+    def named_path(self, query: Query) -> str:
+        """Return the path that asks for rows of a series by its label, as `write_path` brought them."""
         return self.path(query)
+
+    def named_answer(self, query: Query) -> Answer:
+        """Answer what `named_path` asks."""
+        return self.answer(query)
 
     def wait_quiet(self) -> None:
         """Wait until the background work is over."""

@@ -14,11 +14,12 @@ import pyarrow as pa
 from omendb.config import Settings
 from perf.race import load
 from perf.race.contestants.base import LOAD_CONNECTIONS, HttpContestant, encoded
-from perf.race.data import Dataset
+from perf.race.data import Dataset, label
 from perf.race.process import Process, free_port
 from perf.race.queries import Answer, Query
 
 _LOAD_BATCH_ROWS = 100_000
+_NANOSECONDS = 1_000_000  # in a millisecond
 
 
 class OmenDB(HttpContestant):
@@ -104,6 +105,22 @@ class OmenDB(HttpContestant):
             table["timestamp"].to_numpy().astype(np.int64),
             table["value"].to_numpy().astype(np.float64),
         )
+
+    def named_path(self, query: Query) -> str:
+        assert query.series is not None
+        parameters: dict[str, object] = {
+            "match[]": f'{query.dataset}_value{{series="{label(query.series)}"}}',
+            "start": query.start * _NANOSECONDS,
+            "end": query.stop * _NANOSECONDS - 1,
+            "format": self.row_format,
+        }
+        return encoded("/query", **parameters)
+
+    def named_answer(self, query: Query) -> Answer:
+        found = self.parse(query, load.get(self.port, self.named_path(query)))
+        # What came as text has nanoseconds, and an id that the server gave.
+        series = np.full(len(found.series), query.series, dtype=np.int64)
+        return Answer(series, found.timestamp // _NANOSECONDS, found.value)
 
     def row_template(self) -> tuple[str, str]:
         return "/insert", '{"series_id":@S,"timestamp":@T000,"value":@V}'

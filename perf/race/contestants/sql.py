@@ -25,7 +25,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class SqlContestant(Contestant):
-    """Talks to `serve_sql` over pipes. Times are taken inside that process, without HTTP: to its advantage."""
+    """Talks to `serve_sql` over pipes. Times are taken inside that process, without HTTP."""
 
     module: ClassVar[str]
     acknowledges = "takes no part in writes"
