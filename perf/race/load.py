@@ -74,7 +74,7 @@ def time_get(port: int, path: str) -> float:
     head, _, _ = first.partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1:2]
     if status != [b"200"]:
-        raise RequestError(f"{path[:200]}: {first[:500]!r}")
+        raise RequestError(_refusal(head, first[len(head) + 4 :]))
     length = _header(head, b"content-length")
     whole = last.endswith(b"0\r\n\r\n") if length is None else total == len(head) + 4 + int(length)
     if not whole:
@@ -111,6 +111,11 @@ def _drain(port: int, request: bytes) -> tuple[bytes, bytes, int]:
     return first, last, total
 
 
+def _refusal(head: bytes, body: bytes) -> str:
+    status = head.partition(b"\r\n")[0].decode(errors="replace") or "no answer"
+    return f"{status}: {body[:300].decode(errors='replace')}".strip()
+
+
 def _header(head: bytes, name: bytes) -> bytes | None:
     for line in head.split(b"\r\n")[1:]:
         key, _, value = line.partition(b":")
@@ -123,7 +128,7 @@ def _decode(answer: bytes) -> bytes:
     head, separator, body = answer.partition(b"\r\n\r\n")
     status = head.split(b" ", 2)[1:2]
     if not separator or not status or status[0][:1] != b"2":
-        raise RequestError(answer[:500].decode(errors="replace") or "no answer")
+        raise RequestError(_refusal(head, body))
     if (_header(head, b"transfer-encoding") or b"").lower() == b"chunked":
         return _dechunk(body)
     length = _header(head, b"content-length")
@@ -264,7 +269,7 @@ def _sender_main(
     try:
         pipe.send(_send(port, path, bodies, connections, depth, per_second, seconds_max))
     except Exception as error:  # it must reach the parent, whatever it is
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}")
     pipe.close()
     os._exit(0)  # nothing of the parent's is to be cleaned up here
 
@@ -364,9 +369,7 @@ class _AnswerReader:
             self._more()
         body, self._held = self._held[:length], self._held[length:]
         if not 200 <= status < 300:
-            raise RequestError(
-                f"{head[:200].decode(errors='replace')}: {body[:300].decode(errors='replace')}"
-            )
+            raise RequestError(_refusal(head, body))
         return time.perf_counter()
 
     def _more(self) -> None:

@@ -232,6 +232,11 @@ class Leg:
             if "version" not in self.race.results.contestants[self.key]:
                 self.race.results.contestants[self.key]["version"] = contestant.version
             yield contestant
+        except BaseException:
+            log = directory.with_name(f"{directory.name}.log")
+            if log.exists():
+                say(f"  the end of its log:\n{log.read_text(errors='replace')[-3000:]}")
+            raise
         finally:
             contestant.stop()
 
