@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ Float64s = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Points sorted by series and time, and the order in which they arrive.
 
@@ -131,6 +132,7 @@ def label(series: int) -> str:
     return f"{series:06d}"
 
 
+@functools.lru_cache(maxsize=2)
 def line_bodies(dataset: Dataset, batch_rows: int) -> list[bytes]:
     """Write a data set as line protocol, times in milliseconds, `batch_rows` rows a body, as they arrive."""
     if not dataset.fixed_width:

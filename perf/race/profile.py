@@ -26,6 +26,7 @@ from perf.race.contestants.omen import OmenDB
 from perf.race.data import Dataset, line_bodies, regular
 from perf.race.measure import BATCH_ROWS, READ_CONNECTIONS, SINGLE_CONNECTIONS, WINDOW_MS, say
 from perf.race.queries import Query
+from perf.race.report import fill
 
 RATE = 250
 WORKLOADS = (
@@ -242,6 +243,9 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rows", type=int, default=12, help="functions shown of each workload")
+    parser.add_argument(
+        "--write", type=Path, nargs="*", default=[], help="documents with the mark `race:profile`"
+    )
     parser.add_argument("--output", type=Path, default=Path("build"), help="where profile.md goes")
     parser.add_argument("--directory", type=Path, help="where the servers' directories are made")
     options = parser.parse_args()
@@ -265,6 +269,8 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(parts) + "\n"
     (options.output / "profile.md").write_text(text)
+    for document in options.write:
+        say(f"{document}: {fill(document, 'race:profile', text.strip())} parts written")
     print(text)
 
 

@@ -234,12 +234,13 @@ def markdown(race: dict[str, Any]) -> str:
 
 def write_into(document: Path, race: dict[str, Any]) -> int:
     """Replace the parts that a document has marks for; return how many."""
-    text = document.read_text()
-    count = 0
-    for name, part in blocks(race).items():
-        pattern = re.compile(rf"(<!-- race:{name} -->\n).*?(<!-- /race:{name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)
-        count += found
+    return sum(fill(document, f"race:{name}", part) for name, part in blocks(race).items())
+
+
+def fill(document: Path, mark: str, part: str) -> int:
+    """Replace what stands between ``<!-- MARK -->`` and ``<!-- /MARK -->``; return how often."""
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    text, count = pattern.subn(lambda match: f"{match[1]}{part}\n{match[2]}", document.read_text())
     document.write_text(text)
     return count
 

@@ -31,6 +31,7 @@ from perf.race.data import BASE_MS, HALF_STEP_MS, STEP_MS, Float64s, Int64s
 from perf.race.measure import READ_CONNECTIONS, say
 from perf.race.process import cpu_seconds
 from perf.race.queries import Answer, Query, compare
+from perf.race.report import fill as fill_marks
 
 BODY_ROWS = 100_000
 BODIES_HELD = 50
@@ -226,7 +227,11 @@ def main() -> None:
     parser.add_argument("--points", type=_numbers, default="1000000,10000000,100000000")
     parser.add_argument("--series", type=_numbers, default="1000,10000,100000")
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument(
+        "--write", type=Path, nargs="*", default=[], help="documents with the mark `race:scaling`"
+    )
     parser.add_argument("--output", type=Path, default=Path("build"), help="where scaling.* go")
+    parser.add_argument("--plot", type=Path, help="a further copy of the plot")
     parser.add_argument("--directory", type=Path, help="where the servers' directories are made")
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="omendb-scaling-", dir=options.directory))
@@ -242,8 +247,13 @@ def main() -> None:
     found: dict[str, Any] = {**machine("perf.race.scaling"), "sizes": [asdict(size) for size in sizes]}
     (options.output / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
     (options.output / "scaling.md").write_text(table(sizes) + "\n")
-    plot(sizes, options.output / "scaling.svg")
-    print(f"{found['machine']}; commit {found['commit']}; `{found['command']}`\n\n{table(sizes)}")
+    for place in (options.output / "scaling.svg", options.plot):
+        if place is not None:
+            plot(sizes, place)
+    text = f"{found['machine']}; commit {found['commit']}; `{found['command']}`\n\n{table(sizes)}"
+    for document in options.write:
+        say(f"{document}: {fill_marks(document, 'race:scaling', text)} parts written")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from perf.race import report
@@ -87,6 +89,13 @@ def test_figures_of_a_row_that_failed_once_do_not_count(race):
     race["samples"]["main"]["range_100"] = {"victoria": [{"value": 5.0}]}
 
     assert report.cell(race, "main", ROWS["range_100"], "victoria") is None
+
+
+def test_the_page_of_benchmarks_has_a_mark_for_every_part(race):
+    page = Path(__file__).resolve().parents[2].joinpath("docs", "benchmarks.md").read_text()
+
+    for name in [*report.blocks(race), "scaling", "profile"]:
+        assert page.count(f"<!-- race:{name} -->\n") == page.count(f"<!-- /race:{name} -->\n") == 1, name
 
 
 def test_parts_are_written_between_their_marks(race, tmp_path):
