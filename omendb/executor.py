@@ -566,7 +566,9 @@ class WindowScan(_Scan[Windows]):
         ------
         CorruptionError
         """
-        return count_windows(self)
+        count = count_windows(self)
+        self.cursor = None
+        return count
 
     def windows(self) -> Windows:
         """The whole answer.
@@ -591,7 +593,6 @@ class WindowSource(Protocol):
     """A scan of windows, by series or merged."""
 
     query: WindowQuery
-    cursor: str | None
 
     def map(self, function: Callable[[Windows], Result], rows_max: int = CHUNK_ROWS) -> Iterator[Result]:
         """See `Scan.map`."""
@@ -600,9 +601,7 @@ class WindowSource(Protocol):
 
 def count_windows(scan: WindowSource) -> int:
     """Count windows by making them."""
-    count = sum(scan.map(lambda part: part.count))
-    scan.cursor = None
-    return count
+    return sum(scan.map(lambda part: part.count))
 
 
 def join_windows(scan: WindowSource) -> Windows:

@@ -194,7 +194,9 @@ class MergedScan:
         ------
         CorruptionError
         """
-        return count_windows(self)
+        count = count_windows(self)
+        self.cursor = None
+        return count
 
     def windows(self) -> Windows:
         """The whole answer.

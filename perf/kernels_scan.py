@@ -201,6 +201,7 @@ def merged_windows_of(window_rows: int) -> Callable[[NDArray[np.int64], int], in
                 INT64_MAX,
                 0,
                 window_rows * STEP,
+                True,
                 *after,
                 resume,
                 False,

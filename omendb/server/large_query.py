@@ -184,7 +184,7 @@ class Kept:
         self._parts = parts
         self._workers: Workers | None = scan.workers
 
-    def map(self, function: Callable[[Part], Result], _rows_max: int) -> Iterator[Result]:
+    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
         """Yield what a function makes of each part, in order."""
         if self._workers is None:
             return map(function, self._parts)

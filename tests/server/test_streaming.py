@@ -118,7 +118,7 @@ class TestErrors:
     @pytest.mark.parametrize("form", ["rows", "columns"])
     def test_in_the_middle_break_the_connection(self, rsgi: RsgiClient, many: FakeEngine, form: str) -> None:
         many.chunk_error = corruption()
-        many.chunk_error_after = 3
+        many.chunk_error_after = 8
 
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
             rsgi.call("GET", f"/query?format={form}")
@@ -129,7 +129,7 @@ class TestErrors:
 
     def test_in_the_middle_never_end_an_asgi_answer(self, asgi: AsgiClient, many: FakeEngine) -> None:
         many.chunk_error = corruption()
-        many.chunk_error_after = 3
+        many.chunk_error_after = 8
         exchange = AsgiExchange("GET", "/query", None, [b""])
 
         with pytest.raises(CorruptionError):
@@ -144,7 +144,7 @@ class TestErrors:
     ) -> None:
         monkeypatch.setattr(connection, "find", lambda client, server: None)
         many.chunk_error = corruption()
-        many.chunk_error_after = 3
+        many.chunk_error_after = 8
 
         reply = rsgi.call("GET", "/query")
 
@@ -156,7 +156,9 @@ def test_a_slow_client_holds_the_server_back(rsgi: RsgiClient, engine: FakeEngin
     fill(engine, 600_000)
     piece_bytes = encode.PIECE_ROWS * 60
     # Beyond what is on its way: pieces being sent, as many waiting, one being made, and the sockets' buffers.
-    pieces_max = 2 * large_query.PIECES_AT_ONCE + 1
+    # The first ones are made twice, to see whether the answer is a short one.
+    made_twice = large_query.KEPT_ROW_BYTES_MAX // (24 * encode.PIECE_ROWS) + 1
+    pieces_max = 2 * large_query.PIECES_AT_ONCE + 1 + made_twice
     ahead_max = connection.BACKLOG_BYTES_MAX + pieces_max * piece_bytes + (1 << 20)
     with Wire(rsgi.port, receive_buffer=65_536) as wire:
         wire.send(request("GET", "/query"))
