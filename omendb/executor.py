@@ -19,7 +19,7 @@ from omendb.config import Settings
 from omendb.jit import answer, layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
-from omendb.storage.read_ahead import RUNS_MIN, ReadAhead
+from omendb.storage.read_ahead import RUNS_MIN, ReadAhead, is_cold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,16 +82,31 @@ class Sources:
         if memory:
             table = np.concatenate([table, [source.row for source in memory]])
         self.table: NDArray[np.int64] = table
-        self.prefetch_rows = 0
-        series = query.series
-        if series is None or len(series) * len(self.segments) >= RUNS_MIN:
-            runs = int(table[:, layout.RUN_COUNT].sum()) if series is None else RUNS_MIN
-            if runs >= RUNS_MIN:
-                self.prefetch_rows = settings.prefetch_size
-                # Before anything looks at rows: to tell how many there are touches some of every run.
-                every = (table, NO_SERIES if series is None else series, series is None)
-                first = None if query.after is None else query.after[0]
-                ReadAhead((*every, query.start, query.end), first, self.prefetch_rows).reach(None)
+        self.prefetch_rows = self._ask_ahead(query)
+
+    def _ask_ahead(self, query: RangeQuery | WindowQuery) -> int:
+        """Ask the disk for the first rows; return how many of each run are to be asked for later on, too."""
+        rows, series, limit = self.settings.prefetch_size, query.series, query.limit
+        if rows == 0 or (limit is not None and limit < RUNS_MIN) or not self.segments:
+            return 0
+        if series is None:
+            runs = int(self.table[:, layout.RUN_COUNT].sum())
+        else:
+            runs = len(series) * len(self.segments)
+        if runs < RUNS_MIN:
+            return 0
+        scanned = (
+            self.table,
+            NO_SERIES if series is None else series,
+            series is None,
+            query.start,
+            query.end,
+        )
+        # Before anything looks at rows: to tell how many there are touches some of every run.
+        if not is_cold(self.segments, scanned):
+            return 0
+        ReadAhead(scanned, None if query.after is None else query.after[0], rows).reach(None)
+        return rows
 
     @property
     def rows(self) -> int:
