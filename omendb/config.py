@@ -306,6 +306,10 @@ SPECS: dict[str, Spec] = {
 }
 """What there is to know about each setting, by name, in the order in which they are shown."""
 
+WHEN_REFUSED: dict[str, Value] = {"require_tokens": True}
+"""What a setting is taken for when the directory gives a value that cannot be accepted, and gave no good one
+before: a misspelt "true" must not open what it was meant to close."""
+
 
 def find(name: str, value: object) -> Spec:
     """Return the spec of the setting `name`, which `value` is meant for.

@@ -18,7 +18,7 @@ import time
 import tomllib
 from typing import TYPE_CHECKING, NamedTuple
 
-from omendb.config import SPECS, Settings, Value, check, find, parse
+from omendb.config import SPECS, WHEN_REFUSED, Settings, Value, check, find, parse
 from omendb.config_directory import ConfigDirectory
 from omendb.errors import ConfigError
 from omendb.reports import SettingState
@@ -221,6 +221,8 @@ class SettingsSource:
                 objections[name] = f"{name}={shown(error.value)}: {error.reason}"
                 if name in last_good:
                     values[name] = last_good[name]
+                elif name in WHEN_REFUSED:
+                    values[name] = WHEN_REFUSED[name]
         self._layers[DIRECTORY] = values
         self._object(objections)
         return True

@@ -230,6 +230,27 @@ def test_last_good_value_stays_and_each_refusal_is_told_once(config, caplog) -> 
     assert messages(caplog) == []
 
 
+@pytest.mark.parametrize("at_the_start", [True, False])
+def test_tokens_that_are_asked_for_in_a_wrong_way_are_required(config, at_the_start: bool) -> None:
+    mount = ConfigMapMount(config, {"require_tokens": "ture"} if at_the_start else {})
+    source = load({}, {}, config)
+    if not at_the_start:
+        mount.write({"require_tokens": "ture"})
+        poll(source)
+
+    assert source.settings.require_tokens is True
+    assert source.report()["require_tokens"].source == "directory"
+    assert source.successful is False
+
+    mount.write({"require_tokens": "false"})
+    poll(source)
+    assert source.settings.require_tokens is False
+
+    mount.write({"require_tokens": "no, thanks"})  # the last good value is there now
+    poll(source)
+    assert source.settings.require_tokens is False
+
+
 def test_directory_that_becomes_unreadable_changes_nothing(config, caplog) -> None:
     ConfigMapMount(config, {"max_error": "50"})
     source = load({}, {}, config)
