@@ -230,7 +230,7 @@ def test_a_file_system_that_becomes_read_only_ends_the_server_and_loses_nothing(
             timeout=120,
         )
         assert again.returncode == 1
-        assert "Read-only file system" in again.stderr
+        assert "Read-only file system" in again.stdout
     subprocess.run(["fsck.ext4", "-y", str(tmp_path / "disk.img")], capture_output=True, timeout=60)
     with (
         mounted_image(tmp_path / "disk.img", tmp_path / "data") as disk,

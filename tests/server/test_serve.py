@@ -260,7 +260,7 @@ def test_sigterm_again_changes_nothing(serve: Serve) -> None:
 
         assert wire.reply().json == {"inserted": 1}
     assert server.exit_status() == 0
-    assert "SIGTERM again: still stopping" in server.log
+    assert "still stopping signal=SIGTERM" in server.log
     server.hear("closed")
 
 

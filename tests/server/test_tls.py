@@ -121,7 +121,7 @@ def test_https(
             assert wire.reply().status == 200
         with Wire(server.port) as wire:
             assert server.stop() == 0
-        assert f"ready: HTTP on {url}, metrics on http://" in server.log.read_text()
+        assert f" ready http={url} metrics=http://" in server.log.read_text()
 
 
 def test_files_of_which_one_is_missing() -> None:
@@ -172,5 +172,5 @@ def test_an_encrypted_key_is_an_error_and_asks_nobody(
     )
 
     assert run.returncode == 1
-    assert "cannot serve HTTPS: tls_certificate=" in run.stderr
-    assert "secret" not in run.stderr
+    assert "cannot serve HTTPS: tls_certificate=" in run.stdout
+    assert "secret" not in run.stdout + run.stderr
