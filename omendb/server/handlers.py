@@ -138,7 +138,7 @@ class Handlers:
         seconds = perf_counter() - request.started
         self._metrics.query_duration.observe(seconds)
         if self._log is not None:
-            self._log.query(asked, rows, seconds)
+            self._log.query(asked, rows, request.started, seconds)
 
     def _other_answer(
         self,

@@ -105,7 +105,7 @@ class Noted(NamedTuple):
         if error is None:
             self.metrics.query_duration.observe(seconds)
             if self.log is not None:
-                self.log.query(self.asked, rows, seconds)
+                self.log.query(self.asked, rows, self.started, seconds)
             return
         left = isinstance(error, DisconnectedError)
         if not left:

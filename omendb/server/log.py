@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omendb.server.log_lines import LineHandler, configure
 from omendb.server.log_writer import LineWriter
-from omendb.server.query_log import QueryLog
+from omendb.server.query_log import Answered, QueryLog
 
 if TYPE_CHECKING:
     from omendb.engine import Engine
@@ -37,7 +37,11 @@ class ServerLog:
     def __init__(self, engine: Engine, descriptor: int = STANDARD_OUTPUT) -> None:
         metrics = engine.metrics
         self._writer = LineWriter(
-            descriptor, metrics.log_lines_total, metrics.log_lines_dropped_total, self._tell_dropped
+            descriptor,
+            metrics.log_lines_total,
+            metrics.log_lines_dropped_total,
+            self._tell_dropped,
+            self._make,
         )
         self._handler = LineHandler(self._writer, lambda: engine.settings.log_format)
         self.requests = QueryLog(engine, self._writer)
@@ -53,6 +57,9 @@ class ServerLog:
         self.requests.close()
         self._writer.close()
         self._undo()
+
+    def _make(self, entry: Answered) -> str | None:
+        return self.requests.line(entry)
 
     def _tell_dropped(self, count: int) -> str:
         record = logging.LogRecord(

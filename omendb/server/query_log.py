@@ -7,10 +7,10 @@ A query's line, as text (`docs/operations.md` describes the fields)::
 Fields 5 and 6 are the bounds as they were given, ``-`` where none was; the last one is the duration in
 milliseconds. Nothing of a request stands in a line as it came, except numbers.
 
-Lines are made where the request is answered, at about 1.5 us each, because that is cheaper than handing
-their parts to another thread; `omendb.server.log_writer` writes them.
+The line of a query that was answered is made by the writer's thread (`omendb.server.log_writer`), at about
+1 us each: where the request is answered its parts are put into a queue.
 
-Thread safety: everything may be called from any thread.
+Thread safety: everything may be called from any thread, `QueryLog.line` from one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import logging
 import re
 import threading
+from math import inf
 from time import perf_counter, time
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -53,6 +54,9 @@ TEXT_CHARACTERS_MAX = 200
 Asked: TypeAlias = "tuple[int | None, int | None, Sequence[int] | None, int | None, str | None]"
 """A query as it was asked: start, end, series (None: all), step (None: rows) and format (None: rows). A
 plain tuple, because it is made for each query."""
+
+Answered: TypeAlias = "tuple[Asked, int, float, float]"
+"""A query that was answered: as asked, rows, `time.perf_counter` when it came, seconds."""
 
 _BOUND = r"(?:^|&){}=(-?[0-9]{{1,19}})(?:&|$)"
 _START, _END = (re.compile(_BOUND.format(name)) for name in ("start", "end"))
@@ -140,7 +144,10 @@ class QueryLog:
         self._engine = engine
         self._put = writer.put
         self._limit = Limit(ALIKE_MAX)
-        self._second = (0, "")  # the last second that a line was stamped with, and its text
+        # Of the one thread that makes lines: the last second that one was stamped with, and its text; what
+        # to add to `perf_counter` for the time of day, and when that was found out.
+        self._second, self._second_text = 0, ""
+        self._offset, self._offset_at = 0.0, -inf
         self._summed = (0, 0, 0, 0.0)
         self._summed_at = perf_counter()
         self._stop = threading.Event()
@@ -156,8 +163,8 @@ class QueryLog:
         if self._summing.ident is not None:
             self._summing.join()
 
-    def query(self, asked: Asked, rows: int, seconds: float) -> None:
-        """Log a query that was answered, if the settings say so.
+    def query(self, asked: Asked, rows: int, started: float, seconds: float) -> None:
+        """Log a query that was answered, if the settings say so when its line is made.
 
         Parameters
         ----------
@@ -165,36 +172,41 @@ class QueryLog:
             See `Asked`.
         rows : int
             Rows or windows of the answer.
+        started : float
+            `time.perf_counter` when the request was complete.
         seconds : float
             How long it took.
         """
+        self._put((asked, rows, started, seconds))
+
+    def line(self, answered: Answered) -> str | None:
+        """Make the line of a query; None when the settings want none."""
+        asked, rows, started, seconds = answered
         settings = self._engine.settings
         mode = settings.log_queries
         if mode != "all" and (mode == "off" or seconds * 1e3 < settings.slow_query_ms):
-            return
+            return None
+        # The clock may be set, and drifts from the monotonic one: asked once a second.
+        if abs(started - self._offset_at) > 1:
+            self._offset_at = perf_counter()
+            self._offset = time() - self._offset_at
+        now = started + seconds + self._offset
         if settings.log_format == "json":
-            self._put_query("info", asked, rows, 200, seconds)
-            return
+            return self._query_line("info", asked, rows, 200, seconds, now=now)
         start, end, series, step, form = asked
-        now = time()
         whole = int(now)
-        second, text = self._second
-        if whole != second:
-            text = stamp_second(whole)
-            self._second = (whole, text)
+        if whole != self._second:
+            self._second, self._second_text = whole, stamp_second(whole)
         # A quarter faster than an f-string: 0.8 us.
-        self._put(
-            "%s.%03dZ INFO omendb query %s %s %s rows=%d format=%s status=200 %.3f\n"  # noqa: UP031
-            % (
-                text,
-                (now - whole) * 1000,
-                "-" if start is None else start,
-                "-" if end is None else end,
-                "series=all" if series is None and step is None else _which(series, step),
-                rows,
-                form or "rows",
-                seconds * 1e3,
-            )
+        return "%s.%03dZ INFO omendb query %s %s %s rows=%d format=%s status=200 %.3f\n" % (  # noqa: UP031
+            self._second_text,
+            (now - whole) * 1000,
+            "-" if start is None else start,
+            "-" if end is None else end,
+            "series=all" if series is None and step is None else _which(series, step),
+            rows,
+            form or "rows",
+            seconds * 1e3,
         )
 
     def broken_query(self, asked: Asked, rows: int, seconds: float, error: BaseException | None) -> None:
@@ -202,9 +214,9 @@ class QueryLog:
         if self._engine.settings.log_queries == "off":
             return
         if error is None:
-            self._put_query("warning", asked, rows, DISCONNECTED_STATUS, seconds, "disconnected")
+            self._put(self._query_line("warning", asked, rows, DISCONNECTED_STATUS, seconds, "disconnected"))
         else:
-            self._put_query("warning", asked, rows, 200, seconds, code_of(error), str(error))
+            self._put(self._query_line("warning", asked, rows, 200, seconds, code_of(error), str(error)))
 
     def slow_insert(self, rows: int, seconds: float) -> None:
         """Log an insert that took `slow_query_ms` or longer."""
@@ -232,8 +244,10 @@ class QueryLog:
             if self._engine.settings.log_queries != "off":
                 bounds = _bound(_START, request.query_string), _bound(_END, request.query_string)
                 asked = (*bounds, None, None, None)
-                self._put_query(
-                    "warning", asked, 0, status, seconds, code_of(error), str(error), parsed=False
+                self._put(
+                    self._query_line(
+                        "warning", asked, 0, status, seconds, code_of(error), str(error), parsed=False
+                    )
                 )
             return
         suppressed = self._limit.take(code_of(error))
@@ -286,7 +300,7 @@ class QueryLog:
             self.sum_up()
         self.sum_up()
 
-    def _put_query(
+    def _query_line(
         self,
         level: str,
         asked: Asked,
@@ -297,15 +311,16 @@ class QueryLog:
         error: str | None = None,
         *,
         parsed: bool = True,
-    ) -> None:
-        """Queue any query's line; `query` has the usual case of it."""
+        now: float | None = None,
+    ) -> str:
+        """Make any query's line; `line` has the usual case of it."""
         start, end, series, step, form = asked
         shown_form = (form or "rows") if parsed else "-"
-        now = stamp(time())
+        shown_time = stamp(time() if now is None else now)
         milliseconds = round(seconds * 1e3, 3)
         if self._engine.settings.log_format == "json":
             line = QueryLine(
-                time=now,
+                time=shown_time,
                 level=level,
                 logger=logger.name,
                 event="query",
@@ -321,15 +336,14 @@ class QueryLog:
                 code=code,
                 error=None if error is None else error[:TEXT_CHARACTERS_MAX],
             )
-            self._put(_encode(line).decode() + "\n")
-            return
+            return _encode(line).decode() + "\n"
         bounds = f"{'-' if start is None else start} {'-' if end is None else end}"
         why = "" if code is None else f" code={code}"
         if error is not None:
             why += f" error={_quoted(error)}"
         which = _which(series, step) if parsed else "series=-"
-        self._put(
-            f"{now} {level.upper()} omendb query {bounds} {which} rows={rows} "
+        return (
+            f"{shown_time} {level.upper()} omendb query {bounds} {which} rows={rows} "
             f"format={shown_form} status={status}{why} {milliseconds:.3f}\n"
         )
 

@@ -142,6 +142,26 @@ def test_a_reader_that_is_gone_is_survived(pipe, counters) -> None:
     assert counters[1].value == 1
 
 
+def test_lines_can_be_queued_as_their_parts(pipe, counters) -> None:
+    made_in: set[str] = set()
+
+    def make(entry: int) -> str | None:
+        made_in.add(threading.current_thread().name)
+        return None if entry % 2 else f"{entry}\n"
+
+    writer = LineWriter(pipe.writing, *counters, make=make)
+    writer.start()
+    for number in range(2_000):
+        writer.put(number if number % 10 else f"text {number}\n")
+
+    assert writer.close(60)
+
+    expected = [f"text {n}" if n % 10 == 0 else str(n) for n in range(0, 2_000, 2)]
+    assert pipe.read_all().splitlines() == expected
+    assert made_in == {"omendb-log"}
+    assert counters[0].value == 1_000
+
+
 def test_closing_writes_what_waits(pipe, counters) -> None:
     writer = LineWriter(pipe.writing, *counters)
     writer.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import subprocess
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -32,8 +34,12 @@ RUNBOOK_RANGES = "grep 'query' | awk '{print $5, $6}' | sort | uniq -c | sort -n
 class Lines(list[str]):
     """Stands for a `LineWriter`."""
 
-    def put(self, line: str, *, at_once: bool = False) -> None:
-        self.append(line)
+    log: QueryLog
+
+    def put(self, line: Any, *, at_once: bool = False) -> None:
+        made = line if isinstance(line, str) else self.log.line(line)
+        if made is not None:
+            self.append(made)
 
 
 @pytest.fixture
@@ -43,7 +49,8 @@ def lines() -> Lines:
 
 @pytest.fixture
 def log(engine: FakeEngine, lines: Lines) -> QueryLog:
-    return QueryLog(engine, lines)  # type: ignore[arg-type]
+    lines.log = QueryLog(engine, lines)  # type: ignore[arg-type]
+    return lines.log
 
 
 @pytest.fixture(params=[RsgiClient, AsgiClient])
@@ -175,7 +182,7 @@ def test_settings_choose_live_which_queries_are_logged(
     settings(engine, log_queries=mode, slow_query_ms=100)
 
     for seconds in (0.0999, 0.1, 7.0):
-        log.query((None, None, None, None, None), 1, seconds)
+        log.query((None, None, None, None, None), 1, time.perf_counter() - seconds, seconds)
 
     assert [float(line.split()[-1]) for line in lines] == [seconds * 1e3 for seconds in expected]
 
@@ -227,15 +234,26 @@ def test_the_quick_way_writes_what_the_general_one_does(
     from tests.server.fake_engine import FakeEngine
 
     made = Lines()
-    log = QueryLog(FakeEngine(), made)  # type: ignore[arg-type]
+    made.log = log = QueryLog(FakeEngine(), made)  # type: ignore[arg-type]
     asked = (start, end, series, step, form)
 
-    log.query(asked, rows, seconds)
-    log._put_query("info", asked, rows, 200, seconds)
+    log.query(asked, rows, time.perf_counter() - seconds, seconds)
+    made.append(log._query_line("info", asked, rows, 200, seconds))
 
     quick, general = (line.split(" ", 1)[1] for line in made)
     assert quick.rsplit(" ", 1)[0] == general.rsplit(" ", 1)[0]
     assert float(quick.split()[-1]) == pytest.approx(float(general.split()[-1]), abs=0.0011)
+
+
+def test_a_line_carries_the_time_of_its_answer(log: QueryLog, lines: Lines) -> None:
+    before = time.time()
+    for ago in (3600.0, 2.0, 0.0):
+        log.query((None, None, None, None, None), 1, time.perf_counter() - ago, 0.25)
+    after = time.time()
+
+    for line, ago in zip(lines, (3600.0, 2.0, 0.0), strict=True):
+        shown = datetime.datetime.fromisoformat(line.split()[0]).timestamp()
+        assert before - ago + 0.25 - 0.002 <= shown <= after - ago + 0.25 + 0.002
 
 
 def test_the_runbooks_programs_read_the_lines(logged: Client, lines: Lines) -> None:
