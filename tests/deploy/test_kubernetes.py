@@ -268,7 +268,7 @@ def test_selectors_select_the_pod(objects: list[Manifest]) -> None:
         elif thing["kind"] == "ServiceMonitor":
             service = one(objects, "Service", "load-balancer")
             assert spec["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-            assert spec["jobLabel"] in service["metadata"]["labels"]
+            assert service["metadata"]["labels"][spec["jobLabel"]] == "omendb", "as the alert rules expect"
             names = {port["name"] for port in service["spec"]["ports"]}
             assert {endpoint["port"] for endpoint in spec["endpoints"]} <= names
 
