@@ -66,11 +66,12 @@ race-scaling race-profile: race-%: $(RACE_INSTALLED) packages
 soak: $(INSTALLED) packages
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
-# The health check is a field of Docker's format; in OCI's own it is dropped.
+# The health check is a field of Docker's format; in OCI's own it is dropped. BUILD_OPTIONS="--network host" and the like go
+# to the builder.
 image:
 	@engine=$$(command -v podman || command -v buildah) || \
 		{ echo "Neither podman nor buildah is installed; any other builder takes the Containerfile, too." >&2; exit 1; }; \
-	$$engine build --format docker --build-arg VERSION=$(VERSION) \
+	$$engine build $(BUILD_OPTIONS) --format docker --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$$(git rev-parse HEAD) --tag $(IMAGE) .
 
 # IMAGE_ROOT=DIR tries a root file system that is unpacked already.

@@ -296,6 +296,7 @@ def test_the_pod_keeps_to_the_restricted_profile(objects: list[Manifest]) -> Non
         "capabilities": {"drop": ["ALL"]},
     }
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False, "a Service named omendb would set OMENDB_PORT"
     assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
     allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
     assert all(set(volume) - {"name"} <= allowed for volume in pod["volumes"])
