@@ -165,8 +165,8 @@ def details(race: dict[str, Any]) -> str:
     """Return medians, spread, percentiles and CPU time of every row."""
     lines = [
         "| data | work | contestant | unit | median | lowest | highest | rounds "
-        "| p50 ms | p95 ms | p99 ms | CPU µs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| p50 ms | p95 ms | p99 ms | CPU µs | sender cores |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for dataset in race["samples"]:
         for row in rows_of(dataset):
@@ -176,7 +176,7 @@ def details(race: dict[str, Any]) -> str:
                     continue
                 more = [
                     tail(race, dataset, row.key, key, name)
-                    for name in ("p50_ms", "p95_ms", "p99_ms", "cpu_us")
+                    for name in ("p50_ms", "p95_ms", "p99_ms", "cpu_us", "sender_cpu")
                 ]
                 figures = [number(found.value), number(found.low), number(found.high), str(found.samples)]
                 figures += ["" if value is None else number(value) for value in more]
