@@ -99,10 +99,18 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="omendb-race-", dir=options.directory))
     try:
         race = Race(plan, [key for key in CONTESTANTS if key in chosen], root)
-        results = race.run()
+        try:
+            race.run()
+        except KeyboardInterrupt:
+            say("interrupted: the tables hold what there is")
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    found = {**head, "minutes": (time.monotonic() - started) / 60, "plan": asdict(plan), **asdict(results)}
+    found = {
+        **head,
+        "minutes": (time.monotonic() - started) / 60,
+        "plan": asdict(plan),
+        **asdict(race.results),
+    }
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "race.json").write_text(json.dumps(found, indent=1) + "\n")
     text = report.markdown(found)

@@ -114,7 +114,9 @@ def test_a_contestant_with_wrong_answers_is_not_timed(tmp_path, monkeypatch):
     monkeypatch.setitem(measure.CONTESTANTS, "liar", _Liar)
     plan = measure.Plan(rounds=1, seconds=1, shape=(5, 100), datasets=("main",), paths=10, checked=5)
 
-    results = measure.Race(plan, ["liar"], tmp_path).run()
+    race = measure.Race(plan, ["liar"], tmp_path)
+    race.run()
+    results = race.results
 
     assert "windows_all" not in results.samples.get("main", {})
     assert "wrong answer: row" in results.failures["main"]["reads"]["liar"]

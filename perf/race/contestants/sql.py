@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import pickle
 import struct
 import subprocess
@@ -193,6 +194,9 @@ class ClickHouse(SqlContestant):
 def serve_sql() -> None:
     """Answer calls from standard input; the process of an engine runs this."""
     module, place = sys.argv[1:3]
+    # Engines may write to standard output (DuckDB draws a bar for what takes long): it goes to the log.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     calls = _duckdb_calls() if module == "duckdb" else _chdb_calls(place)
     while head := sys.stdin.buffer.read(_LENGTH.size):
         name, *arguments = pickle.loads(sys.stdin.buffer.read(_LENGTH.unpack(head)[0]))
@@ -201,8 +205,8 @@ def serve_sql() -> None:
         except Exception as error:  # whatever the engine raises is told to the race
             reply = ("error", f"{type(error).__name__}: {error}")
         body = pickle.dumps(reply, protocol=5)
-        sys.stdout.buffer.write(_LENGTH.pack(len(body)) + body)
-        sys.stdout.buffer.flush()
+        answers.write(_LENGTH.pack(len(body)) + body)
+        answers.flush()
 
 
 def _duckdb_calls() -> dict[str, Callable[..., object]]:
