@@ -131,6 +131,8 @@ class Race:
 
     def run(self) -> None:
         """Run every data set, the main one first; `results` grows meanwhile."""
+        for key in self.keys:
+            CONTESTANTS[key].prepare()
         for name in self.plan.datasets:
             dataset = self._dataset(name)
             self._answers.clear()

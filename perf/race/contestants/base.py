@@ -55,6 +55,10 @@ class Contestant(ABC):
     def missing(cls) -> str | None:
         """Return what must be installed first, or None."""
 
+    @classmethod
+    def prepare(cls) -> None:  # noqa: B027 - most have nothing to prepare
+        """Do what its documentation says to do once after it was installed."""
+
     @abstractmethod
     def start(self) -> None:
         """Start on the directory, and return when a query would be answered."""
