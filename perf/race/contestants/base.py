@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from perf.race import load
 from perf.race.data import Dataset
-from perf.race.process import Process, anonymous_bytes, disk_bytes, wait_quiet
+from perf.race.process import ContestantError, Process, anonymous_bytes, disk_bytes, wait_quiet
 from perf.race.queries import Answer, Query
 
 SETTLE_SECONDS_MAX = 60.0
@@ -56,8 +56,16 @@ class Contestant(ABC):
         """Return what must be installed first, or None."""
 
     @classmethod
-    def prepare(cls) -> None:  # noqa: B027 - most have nothing to prepare
-        """Do what its documentation says to do once after it was installed."""
+    def prepare(cls) -> None:
+        """Do what its documentation says to do once after it was installed.
+
+        Raises
+        ------
+        ContestantError
+            When it is not installed.
+        """
+        if missing := cls.missing():
+            raise ContestantError(missing)
 
     @abstractmethod
     def start(self) -> None:
