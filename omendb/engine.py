@@ -30,7 +30,15 @@ from omendb.errors import (
 )
 from omendb.executor import Scan, ShortAnswer, answer_short
 from omendb.flusher import Compactor, Flusher, Refitter, storage_error
-from omendb.inspection import disk_gauges, gauges, index_state, index_stats, record_stats, space_state
+from omendb.inspection import (
+    compression_gauges,
+    disk_gauges,
+    gauges,
+    index_state,
+    index_stats,
+    record_stats,
+    space_state,
+)
 from omendb.jit.warmup import Warmed, warm_up
 from omendb.lifecycle import Lifecycle
 from omendb.merged import window_scan
@@ -39,7 +47,7 @@ from omendb.model import BY_SERIES, Batch, Columns, Windows, make_batch
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats, Status
 from omendb.settings_source import SettingsSource, fixed
-from omendb.storage import backup, filenames
+from omendb.storage import backup, decoded_cache, filenames
 from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
 from omendb.storage.recovery import Recovery, open_store
 from omendb.workers import Workers
@@ -761,7 +769,11 @@ class Engine:
                 f"memory is short: {used >> 20} of {limit >> 20} MiB are in use", retry_after_seconds=1
             )
         self._committer.refusal = refusal
-        if used >= FLUSH_AT * limit:
+        share = decoded_cache.share_of(limit, is_set=bool(self.settings.max_memory_mb))
+        if used < FLUSH_AT * limit:
+            store.cache.set_limit(share)
+        else:
+            store.cache.set_limit(share // 4)
             # Small memtables are not worth a flush: they are not what the memory went to.
             if store.snapshot.active.bytes > limit // 50:
                 self._committer.freeze()
@@ -823,6 +835,7 @@ class Engine:
         return [
             *always,
             *gauges(self._store),
+            *compression_gauges(self._store),
             *disk_gauges(self._fs, self.path),
             (
                 "omendb_insert_rows_waiting",

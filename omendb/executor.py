@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from omendb import wide_window
 from omendb.config import Settings
 from omendb.jit import answer, layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omendb.storage.decoded_cache import NoReading, Reading
     from omendb.storage.segment import Segment
     from omendb.storage.snapshot import Snapshot
     from omendb.storage.source import Source
@@ -56,13 +58,14 @@ Result = TypeVar("Result")
 class Sources:
     """The sources of one query, oldest first: the snapshot's segments, then what its memtables hold."""
 
-    __slots__ = ("_memory", "prefetch_rows", "segments", "settings", "table")
+    __slots__ = ("_memory", "prefetch_rows", "reading", "segments", "settings", "table")
 
     def __init__(
         self, snapshot: Snapshot, query: RangeQuery | WindowQuery, rows_max: int, settings: Settings
     ) -> None:
         self.settings = settings
         self.segments = snapshot.segments
+        self.reading = snapshot.reading
         after = query.after if isinstance(query, RangeQuery) else None
         memory: list[Source] = []
         for memtable in snapshot.frozen:
@@ -118,14 +121,14 @@ class Sources:
         """Rows that came from memtables."""
         return sum(source.rows for source in self._memory)
 
-    def verify(self, source: int, start: int, stop: int) -> None:
-        """Check the blocks that a kernel asked for.
+    def verify(self, source: int, start: int, stop: int, reading: Reading | NoReading) -> None:
+        """Check the blocks that a kernel asked for, and decode them where they are compressed.
 
         Raises
         ------
         CorruptionError
         """
-        self.segments[source].verify_rows(start, stop)
+        self.segments[source].verify_rows(start, stop, reading)
 
 
 class Place:
@@ -176,24 +179,88 @@ class Place:
         CorruptionError
         """
         filled = 0
-        room = arrays
         if self._sources.prefetch_rows:
             reached = self.series if self.resume else None
             if self._ahead is None:
                 self._ahead = ReadAhead(request[:5], reached, self._sources.prefetch_rows)
             self._ahead.reach(INT64_MIN if reached is None else reached)
         while True:
-            written, status, source, start, stop = kernel(
-                *request, self.series, self.key, self.resume, *options, *room
-            )
-            if written:
-                filled += int(written)
-                self.series, self.key = int(arrays[0][filled - 1]), int(arrays[1][filled - 1])
-                self.resume = True
-            if status != layout.STATUS_VERIFY:
-                return filled, status == layout.STATUS_DONE
-            self._sources.verify(source, start, stop)
-            room = tuple(array[filled:] for array in arrays)
+            filled, done, is_wide = self._fill_steps(kernel, request, options, arrays, filled)
+            if not is_wide:
+                return filled, done
+            if not self._fill_wide(request, options, arrays, filled):
+                return filled, True
+            filled += 1
+
+    def _fill_steps(
+        self,
+        kernel: Callable[..., tuple[int, int, int, int, int]],
+        request: tuple[Any, ...],
+        options: tuple[Any, ...],
+        arrays: tuple[NDArray[Any], ...],
+        filled: int,
+    ) -> tuple[int, bool, bool]:
+        """Do `fill` from row `filled` on, up to a window of more rows than should be decoded at a time."""
+        size = part = len(arrays[0])
+        room = tuple(array[filled:] for array in arrays) if filled else arrays
+        with self._sources.reading() as reading:
+            while True:
+                written, status, source, start, stop = kernel(
+                    *request, self.series, self.key, self.resume, *options, *room
+                )
+                if written:
+                    filled += int(written)
+                    self.series, self.key = int(arrays[0][filled - 1]), int(arrays[1][filled - 1])
+                    self.resume = True
+                    reading.renew()
+                if status == layout.STATUS_VERIFY:
+                    if not reading.is_much(stop - start):
+                        self._sources.verify(source, start, stop, reading)
+                    elif part > 1:
+                        # Less of the answer at a time needs fewer decoded rows at a time.
+                        part = max(1, part // 8)
+                    elif kernel is window.scan_windows and filled < size:
+                        return filled, False, True
+                    else:
+                        self._sources.verify(source, start, stop, reading)
+                elif status == layout.STATUS_DONE or filled == size:
+                    return filled, status == layout.STATUS_DONE, False
+                else:
+                    part *= 2
+                room = tuple(array[filled : filled + part] for array in arrays)
+
+    def _fill_wide(
+        self,
+        request: tuple[Any, ...],
+        options: tuple[Any, ...],
+        arrays: tuple[NDArray[Any], ...],
+        filled: int,
+    ) -> bool:
+        """Write the next window from rows that are read piece by piece; return whether there is one."""
+        *scan, origin, step, simd = request
+        after = None
+        if self.resume:
+            after = (self.series, int(window.window_bounds(self.key, origin, step)[1]))
+        want_variance, want_times = options
+        pieces = self._pieces(tuple(scan), after)
+        found = wide_window.reduce(pieces, origin, step, simd, want_variance, want_times)
+        if found is None:
+            return False
+        # Without times, the arrays for them are no more than something to pass.
+        for array, number in zip(arrays if want_times else arrays[:-2], found, strict=False):
+            if len(array):
+                array[filled] = number
+        self.series, self.key, self.resume = found.series_id, found.window, True
+        return True
+
+    def _pieces(self, request: tuple[Any, ...], after: tuple[int, int] | None) -> Iterator[Columns]:
+        place = Place(self._sources, after)
+        done = False
+        while not done:
+            series, timestamp, value = arrays = _row_arrays(CHUNK_ROWS)
+            filled, done = place.fill(merge.scan_rows, request, (), arrays)
+            if filled:
+                yield Columns(series[:filled], timestamp[:filled], value[:filled])
 
 
 class Request:
@@ -228,7 +295,9 @@ class Request:
 
     def bound(self, after: tuple[int, int] | None) -> int:
         """Bound the rows after a key from above; more than `BOUND_ROWS_MAX` are not counted exactly."""
-        return int(merge.bound_rows(*self.arguments, *(after or (0, 0)), after is not None, BOUND_ROWS_MAX))
+        with self.sources.reading():
+            bound = merge.bound_rows(*self.arguments, *(after or (0, 0)), after is not None, BOUND_ROWS_MAX)
+        return int(bound)
 
     def split(self, rows: int, after: tuple[int, int] | None, origin: int, step: int) -> list[Request]:
         """Cut into requests of about `rows` rows that have the same answer, one after the other.
@@ -242,9 +311,10 @@ class Request:
             Windows that must stay whole; a step of 0 for none.
         """
         shards = np.empty((2 * (self.sources.rows // rows) + 2, split.SHARD_WIDTH), dtype=np.int64)
-        count, _ = split.split_scan(
-            *self.arguments, *(after or (0, 0)), after is not None, origin, step, rows, shards
-        )
+        with self.sources.reading():
+            count, _ = split.split_scan(
+                *self.arguments, *(after or (0, 0)), after is not None, origin, step, rows, shards
+            )
         if count <= 1:
             return [self] * int(count)
         return [self._part(shard) for shard in shards[:count]]
@@ -381,18 +451,30 @@ class Scan(_Scan[Columns]):
     def _count(self, request: Request) -> int:
         after = self.query.after
         total = 0
-        while True:
-            count, status, source, start, stop = merge.count_rows(
-                *request.arguments, *(after or (0, 0)), after is not None
-            )
-            if status != layout.STATUS_VERIFY:
-                return total + int(count)
-            self._sources.verify(source, start, stop)
-            # What was counted are whole series, all before the one that was reached: go on from there.
-            reached = int(merge.find_series(request.table, source, start))
-            if reached > 0 and (after is None or reached > after[0]):
-                total += int(count)
-                after = (reached - 1, INT64_MAX)
+        with self._sources.reading() as reading:
+            while True:
+                count, status, source, start, stop = merge.count_rows(
+                    *request.arguments, *(after or (0, 0)), after is not None
+                )
+                if status != layout.STATUS_VERIFY:
+                    return total + int(count)
+                if reading.is_much(stop - start):
+                    break
+                self._sources.verify(source, start, stop, reading)
+                # What was counted are whole series, all before the one that was reached: go on from there.
+                reached = int(merge.find_series(request.table, source, start))
+                if reached > 0 and (after is None or reached > after[0]):
+                    total += int(count)
+                    after = (reached - 1, INT64_MAX)
+                    reading.renew()
+        # More than should be decoded at a time: count the rest piece by piece.
+        place = Place(self._sources, after)
+        done = False
+        while not done:
+            arrays = _row_arrays(CHUNK_ROWS)
+            filled, done = place.fill(merge.scan_rows, request.arguments, (), arrays)
+            total += filled
+        return total
 
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Columns]:
         """Yield the rows in pieces of at most `rows_max`; an empty answer yields nothing.
@@ -413,10 +495,8 @@ class Scan(_Scan[Columns]):
         bound = self.row_bound if self.row_bound <= BOUND_ROWS_MAX else INT64_MAX
         while left > 0:
             size = min(rows_max, left, max(bound, 1))
-            series = np.empty(size, dtype=np.int64)
-            timestamp = np.empty(size, dtype=np.int64)
-            value = np.empty(size, dtype=np.float64)
-            filled, done = place.fill(merge.scan_rows, arguments, (), (series, timestamp, value))
+            series, timestamp, value = arrays = _row_arrays(size)
+            filled, done = place.fill(merge.scan_rows, arguments, (), arrays)
             left -= filled
             bound -= filled
             if done:
@@ -466,6 +546,8 @@ class Scan(_Scan[Columns]):
         if found is None:
             return None
         segment, run, start, stop = found
+        if segment.cache is not None:
+            return None  # what is decoded does not stay
         record = segment.index.runs[run]
         first, last = int(record[layout.RUN_START]), int(record[layout.RUN_STOP])
         segment.verify_rows(max(start - 1, first), min(stop + 1, last))
@@ -635,6 +717,14 @@ def join_windows(scan: WindowSource) -> Windows:
     )
 
 
+def _row_arrays(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    return (
+        np.empty(size, dtype=np.int64),
+        np.empty(size, dtype=np.int64),
+        np.empty(size, dtype=np.float64),
+    )
+
+
 def _joined(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
 
@@ -738,16 +828,17 @@ def answer_short(
             *(sources.table, series, every_series, *span, *windows, *place, limit, variance),
             *(room, fields, columns),
         )
-    for _ in range(_TRIES):
-        count, status, source, start, stop, size = call()
-        if status == layout.STATUS_VERIFY:
-            sources.verify(source, start, stop)
-            continue
-        if status == answer.STATUS_LARGE:
-            return None
-        cursor = None
-        if status == layout.STATUS_FULL:
-            keys = workspace.integers
-            cursor = encode_cursor(query.identity, (int(keys[0, count - 1]), int(keys[1, count - 1])))
-        return ShortAnswer(count, workspace.text[:size], cursor)
+    with sources.reading() as reading:
+        for _ in range(_TRIES):
+            count, status, source, start, stop, size = call()
+            if status == layout.STATUS_VERIFY:
+                sources.verify(source, start, stop, reading)
+                continue
+            if status == answer.STATUS_LARGE:
+                return None
+            cursor = None
+            if status == layout.STATUS_FULL:
+                keys = workspace.integers
+                cursor = encode_cursor(query.identity, (int(keys[0, count - 1]), int(keys[1, count - 1])))
+            return ShortAnswer(count, workspace.text[:size], cursor)
     return None

@@ -225,6 +225,36 @@ def gauges(store: Store) -> list[tuple[str, str, float]]:
     ]
 
 
+def compression_gauges(store: Store) -> list[tuple[str, str, float]]:
+    """Return the figures of compressed segments, for `omendb.metrics.Metrics.add_gauges`; cheap."""
+    plain = compressed = compressed_rows = 0
+    for segment in store.snapshot.segments:
+        if segment.entry.is_compressed:
+            compressed += segment.entry.bytes
+            compressed_rows += segment.rows
+        else:
+            plain += segment.entry.bytes
+    cache = store.cache.figures()
+    return [
+        ("omendb_segment_plain_bytes", "Bytes of live segments that are not compressed.", plain),
+        ("omendb_segment_compressed_bytes", "Bytes of live segments that are compressed.", compressed),
+        ("omendb_segment_compressed_rows", "Rows in compressed segments.", compressed_rows),
+        ("omendb_decoded_cache_bytes", "Memory of the decoded rows of compressed segments.", cache.bytes),
+        ("omendb_decoded_cache_limit_bytes", "Bytes that the decoded rows may take.", cache.limit_bytes),
+        (
+            "omendb_decoded_cache_hits_total",
+            "Steps of queries over compressed segments that had to decode nothing.",
+            cache.hits,
+        ),
+        ("omendb_decoded_cache_misses_total", "Blocks of 8,192 rows that were decoded.", cache.misses),
+        (
+            "omendb_decoded_cache_evictions_total",
+            "Decoded blocks whose memory was taken back.",
+            cache.evictions,
+        ),
+    ]
+
+
 def _observe(store: Store, segments: Iterable[Segment]) -> _Observed:
     """Measure segments, and sum up."""
     whole = _Observed(0, 0, 0, np.zeros(pla.ERROR_BINS, dtype=np.int64), 0, 0, 0)
@@ -232,10 +262,11 @@ def _observe(store: Store, segments: Iterable[Segment]) -> _Observed:
         one = segment.observed
         if not isinstance(one, _Observed):
             # Measured once for a segment and its index, which never change; reads every timestamp.
-            store.check(segment)
+            columns = store.read(segment)
+            row = segment.row_over(columns.timestamp, columns.value)
             errors = np.zeros(pla.ERROR_BINS, dtype=np.int64)
-            rows, error_sum, error_max = pla.measure_errors(segment.row, errors)
-            one = _Observed(rows, error_sum, error_max, errors, *pla.count_probes(segment.row, _LOOKUPS))
+            rows, error_sum, error_max = pla.measure_errors(row, errors)
+            one = _Observed(rows, error_sum, error_max, errors, *pla.count_probes(row, _LOOKUPS))
             segment.observed = one
         whole = _Observed(
             whole.rows + one.rows,

@@ -343,8 +343,8 @@ class Metrics(Collector):
         Parameters
         ----------
         function : callable
-            Returns (name, help, value) of each gauge. When it fails, its gauges are left out of that
-            scrape and the failure is logged.
+            Returns (name, help, value) of each gauge, or of a counter, whose name ends in ``_total``. When
+            it fails, its gauges are left out of that scrape and the failure is logged.
         """
         self._gauges.append(function)
 
@@ -382,7 +382,8 @@ class Metrics(Collector):
                 logger.exception("gauges could not be read")
                 continue
             for name, help_text, value in gauges:
-                yield GaugeMetricFamily(name, help_text, value=value)
+                family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                yield family(name, help_text, value=value)
 
 
 class ProcessMemory(NamedTuple):

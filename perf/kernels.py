@@ -33,6 +33,7 @@ import numba
 import numpy as np
 
 from omendb.jit import layout, pla, search
+from omendb.jit import pages as jit_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -320,11 +321,36 @@ def scan(data: Dataset) -> Iterator[Row]:
         yield Row("scan", name, rate, "M rows/s", f"{series:,} series")
 
 
+def pages(data: Dataset) -> Iterator[Row]:
+    """Decode pages of 8,192 values: differences of eight bits, and indices of 15 bits into a dictionary."""
+    del data
+    rows = 8_192
+    random = np.random.default_rng(SEED)
+    # Blocks of 128 differences: their least one, four widths, and the bits.
+    block = b"\x00" + bytes([8] * 4)
+    deltas = b"\x80\x01\x04\x80\x40\x00" + b"".join(block + random.bytes(128) for _ in range(rows // 128))
+    # One group of 1,024 times eight indices.
+    indices = bytes([15]) + b"\x81\x10" + random.bytes(rows // 8 * 15)
+    dictionary = random.integers(0, 2**62, 1 << 15)
+    dictionary.flags.writeable = False
+    out = np.zeros(rows, np.int64)
+    work: dict[str, Callable[[], int]] = {
+        "differences": lambda: jit_pages.decode_deltas(np.frombuffer(deltas, np.uint8), out),
+        "dictionary": lambda: jit_pages.decode_indices(np.frombuffer(indices, np.uint8), dictionary, out),
+    }
+    for name, decode in work.items():
+        if decode() != rows:
+            raise SystemExit(f"a page of {name} was not decoded")
+        seconds = best_seconds(lambda decode=decode: [decode() for _ in range(1_000)]) / 1_000
+        yield Row("pages", name, rows / seconds / 1e6, "M rows/s", f"{seconds * 1e6:.1f} us a page")
+
+
 WORKLOADS: dict[str, Callable[[Dataset], Iterator[Row]]] = {
     "lookup": lookup,
     "fit": fit,
     "index": index,
     "scan": scan,
+    "pages": pages,
 }
 
 

@@ -22,6 +22,44 @@ WAIT_SECONDS = 120
 """A limit against hanging, no promise about speed."""
 
 
+def test_compression_applies_to_what_gc_writes_from_then_on(tmp_path) -> None:
+    with omendb.open(tmp_path / "db") as db:
+        db.insert(1, np.arange(20_000), np.arange(20_000) % 50 / 4)
+        db.gc()
+        expected = db.query(series_id=1)
+        plain = db.gc().after.disk_bytes
+
+        db.configure(enable_compression=True)
+        compressed = db.gc().after.disk_bytes
+        found = db.query(series_id=1)
+        text = db.metrics.render().decode()
+
+        assert compressed < plain / 4
+        np.testing.assert_array_equal(found.timestamp, expected.timestamp)
+        np.testing.assert_array_equal(found.value, expected.value)
+        figures = dict(
+            line.split() for line in text.splitlines() if line.startswith("omendb_") and "{" not in line
+        )
+        assert float(figures["omendb_segment_plain_bytes"]) == 0
+        assert float(figures["omendb_segment_compressed_rows"]) == 20_000
+        assert float(figures["omendb_decoded_cache_misses_total"]) == 3
+        assert 0 < float(figures["omendb_decoded_cache_bytes"]) <= 20_000 * 16 + 50 * 8
+        assert "# TYPE omendb_decoded_cache_hits_total counter" in text
+
+        db.configure(enable_compression=False)
+        assert db.gc().after.disk_bytes == plain
+        assert db.gc().before.disk_bytes == plain
+
+
+def test_max_memory_bounds_the_cache_of_decoded_rows(tmp_path) -> None:
+    with omendb.open(tmp_path / "db", max_memory_mb=4_000) as db:
+        db._watch_memory(db._store)
+        assert db._store.cache.limit_bytes == 1_000 << 20
+        db.configure(max_memory_mb=100_000)
+        db._watch_memory(db._store)
+        assert db._store.cache.limit_bytes == 25_000 << 20
+
+
 def wait_until(holds) -> None:
     give_up = time.monotonic() + WAIT_SECONDS
     while not holds():

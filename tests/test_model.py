@@ -107,6 +107,13 @@ class StoreModel(RuleBasedStateMachine):
         self.flush()
         while self.store.compact(everything=True) is not None:
             pass
+        segments = self.store.snapshot.segments
+        assert {s.entry.is_compressed for s in segments} <= {self.settings.enable_compression}
+
+    @rule(compressed=st.booleans())
+    def switch_compression(self, compressed) -> None:
+        self.settings = self.settings.with_changes(enable_compression=compressed)
+        self.store.settings = self.settings
 
     @rule(max_error=st.sampled_from([0, 2, 16, 100]))
     def retrain(self, max_error) -> None:

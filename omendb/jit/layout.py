@@ -26,7 +26,8 @@ FIRST_TIMESTAMP = 12  # lowest timestamp of any row
 LAST_TIMESTAMP = 13  # highest timestamp of any row
 VERIFIED = 14  # address of uint8[blocks]: 1 when a block's checksum has been checked; 0 when all are good
 BLOCK_SHIFT = 15  # rows per block are 1 << BLOCK_SHIFT
-SOURCE_WIDTH = 16
+ON_DEMAND = 16  # 1: rows of blocks that are not verified are not there yet, and read as anything
+SOURCE_WIDTH = 17
 
 # Words of a run record.
 RUN_SERIES = 0  # series_id

@@ -666,6 +666,10 @@ def find_ranges(
             low = seek_row(sources, source_index, run, start)
         if run_last > end:  # so end + 1 does not overflow
             high = seek_row(sources, source_index, run, end + 1)
+        if check != CHECK_WIDEN and sources[source_index, layout.ON_DEMAND] != 0:
+            row_start, row_stop = missing_edge(sources, source_index, run, low, high, start, end)
+            if row_stop > row_start:
+                return 0, source_index, row_start, row_stop
         cut = high - low > rows_max
         if cut:
             high = low + rows_max
@@ -705,6 +709,38 @@ def find_ranges(
             work[CHECK_STOP, count] = check_stop
             count += 1
     return count, 0, 0, 0
+
+
+@kernel
+def missing_edge(
+    sources: NDArray[np.int64],
+    source_index: int,
+    run: int,
+    low: int,
+    high: int,
+    start: int,
+    end: int,
+) -> tuple[int, int]:
+    """Return the rows next to a bound of a range that are not there yet, or (0, 0).
+
+    Where rows come on demand a bound is a guess until the rows beside it are verified
+    (`omendb.jit.search.lower_bound_on_demand`), and one of two guesses says nothing about the range: so
+    each bound is asked for by itself first, a block or two at a time.
+    """
+    record = sources[source_index, layout.RUNS] + run * (8 * layout.RUN_WIDTH)
+    run_start = load_i64(record, layout.RUN_START)
+    run_stop = load_i64(record, layout.RUN_STOP)
+    if load_i64(record, layout.RUN_FIRST) < start:
+        row_start = max(low - 1, run_start)
+        row_stop = min(low + 1, run_stop)
+        if not rows_verified(sources, source_index, row_start, row_stop):
+            return row_start, row_stop
+    if load_i64(record, layout.RUN_LAST) > end:
+        row_start = max(high - 1, run_start)
+        row_stop = min(high + 1, run_stop)
+        if not rows_verified(sources, source_index, row_start, row_stop):
+            return row_start, row_stop
+    return 0, 0
 
 
 @kernel

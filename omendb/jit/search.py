@@ -26,6 +26,7 @@ from omendb.jit._compile import (
     load_f64,
     load_i32,
     load_i64,
+    load_u8,
     prefetch,
 )
 
@@ -309,6 +310,57 @@ def guess_row(knots: int, pieces: int, record: int, timestamp: int) -> tuple[int
     return start + row + piece_offset(distance, slope, stop - row), probes
 
 
+@kernel
+def lower_bound_on_demand(source: NDArray[np.int64], record: int, timestamp: int) -> int:
+    """Find the first row of a run at or after `timestamp`, or a row that must be there before it can be told.
+
+    Parameters
+    ----------
+    source : ndarray of int64, shape (SOURCE_WIDTH,)
+        With ``ON_DEMAND``.
+    record : int
+        Address of the record of a run.
+    timestamp : int
+        After the run's first timestamp, and not after its last.
+
+    Returns
+    -------
+    int
+        A row of the run. It is the answer if the blocks of this row and of the one before it are verified;
+        else one of the two is missing, and the search cannot go on without it.
+
+    Notes
+    -----
+    Goes from the guess outwards, block by block, and never looks into one that is not verified: what is
+    not there yet reads as zeros, which would lead a search to the other end of the run, and so to asking
+    for every block between.
+    """
+    timestamps = source[layout.TIMESTAMPS]
+    verified = source[layout.VERIFIED]
+    shift = source[layout.BLOCK_SHIFT]
+    start: int = load_i64(record, layout.RUN_START)
+    stop: int = load_i64(record, layout.RUN_STOP)
+    if load_i64(record, layout.RUN_SHAPE) & 0xFF == layout.KIND_NONE:
+        row = (start + stop) >> 1
+    else:
+        row = guess_row(source[layout.KNOTS], source[layout.PIECES], record, timestamp)[0]
+    row = max(start, min(row, stop - 1))
+    while load_u8(verified, row >> shift) != 0:
+        low: int = max(start, (row >> shift) << shift)
+        high: int = min(stop, ((row >> shift) + 1) << shift)
+        if load_i64(timestamps, high - 1) < timestamp:
+            if high == stop:
+                return stop
+            row = high
+            continue
+        if low == start or load_i64(timestamps, low) < timestamp:
+            return bisect(int(timestamps), 1, low, high, timestamp)[0]
+        if load_u8(verified, (low - 1) >> shift) != 0 and load_i64(timestamps, low - 1) < timestamp:
+            return low
+        row = low - 1
+    return row
+
+
 @inline_kernel
 def lower_bound_counted(source: NDArray[np.int64], run: int, timestamp: int) -> tuple[int, int]:
     """Do `lower_bound`, and count the table entries and rows that were read."""
@@ -320,6 +372,8 @@ def lower_bound_counted(source: NDArray[np.int64], run: int, timestamp: int) -> 
     if timestamp > load_i64(record, layout.RUN_LAST):
         return stop, 0
     timestamps = source[layout.TIMESTAMPS]
+    if source[layout.ON_DEMAND] != 0:
+        return lower_bound_on_demand(source, record, timestamp), 0
     if load_i64(record, layout.RUN_SHAPE) & 0xFF == layout.KIND_NONE:
         return bisect(timestamps, 1, start + 1, stop - 1, timestamp)
     guess, probes = guess_row(source[layout.KNOTS], source[layout.PIECES], record, timestamp)

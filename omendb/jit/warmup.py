@@ -6,7 +6,21 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from omendb.jit import ahead, answer, blocks, encode, fold, merge, parse, pla, records, search, split, window
+from omendb.jit import (
+    ahead,
+    answer,
+    blocks,
+    encode,
+    fold,
+    merge,
+    pages,
+    parse,
+    pla,
+    records,
+    search,
+    split,
+    window,
+)
 from omendb.jit._compile import PROCESSOR_NOTE, cache_directory
 
 if TYPE_CHECKING:
@@ -14,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MODULES = (search, pla, blocks, merge, ahead, window, split, fold, encode, answer, parse, records)
+_MODULES = (search, pla, blocks, merge, ahead, window, split, fold, encode, answer, parse, records, pages)
 
 
 class Warmed(NamedTuple):

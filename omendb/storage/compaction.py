@@ -17,10 +17,12 @@ import numpy as np
 
 from omendb.jit import layout, merge
 from omendb.model import INT64_MAX, INT64_MIN, Columns
+from omendb.storage.decoded_cache import NO_READING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from omendb.storage.decoded_cache import DecodedCache
     from omendb.storage.segment import Segment
 
 GENERATIONS_MAX = 4
@@ -28,6 +30,9 @@ GENERATIONS_MAX = 4
 
 PARTITION_ROWS = 16_000_000
 """Rows of a full partition; one is cut when it holds half as many again."""
+
+MERGE_ROWS = 131_072
+"""Rows that a merge of compressed segments asks for at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ def plan(
     *,
     damaged: Collection[int] = (),
     everything: bool = False,
+    compressed: bool = False,
     partition_rows: int = PARTITION_ROWS,
 ) -> Plan | None:
     """Choose the next merge; None when there is nothing to gain.
@@ -115,6 +121,8 @@ def plan(
         Numbers of segments that failed a checksum: their partitions are left alone.
     everything : bool
         Merge all generations of a partition into one, as gc does.
+    compressed : bool
+        What the merge is going to write: with `everything` a partition that is otherwise is written anew.
     partition_rows : int
         Rows of a full partition.
     """
@@ -122,20 +130,29 @@ def plan(
     for partition in generations(segments, boundaries):
         if any(s.entry.number in damaged for generation in partition for s in generation.segments):
             continue
-        chosen = _plan_partition(partition, everything=everything, partition_rows=partition_rows)
+        chosen = _plan_partition(
+            partition, everything=everything, compressed=compressed, partition_rows=partition_rows
+        )
         # The smallest first: it is the quickest way to fewer segments.
         if chosen is not None and (best is None or chosen.rows < best.rows):
             best = chosen
     return best
 
 
-def _plan_partition(partition: list[Generation], *, everything: bool, partition_rows: int) -> Plan | None:
+def _plan_partition(
+    partition: list[Generation], *, everything: bool, compressed: bool, partition_rows: int
+) -> Plan | None:
     total = sum(generation.rows for generation in partition)
     too_large = total >= partition_rows + partition_rows // 2 and _spans_time(partition)
     if too_large and (everything or len(partition) > 1):
         return Plan(_inputs(partition), cut=True)
     if everything:
-        return Plan(_inputs(partition), cut=False) if len(partition) > 1 else None
+        is_settled = len(partition) <= 1 and all(
+            segment.entry.is_compressed == compressed
+            for generation in partition
+            for segment in generation.segments
+        )
+        return None if is_settled else Plan(_inputs(partition), cut=False)
     if len(partition) <= GENERATIONS_MAX:
         return None
     # From the newest back: take older generations in as long as they are not larger than what is taken.
@@ -167,12 +184,17 @@ def choose_boundary(inputs: Sequence[Segment], partition_rows: int) -> int | Non
     """
     total = sum(segment.rows for segment in inputs)
     step = max(1, total // 100_000)
-    sample = np.sort(np.concatenate([segment.timestamp[::step] for segment in inputs]))
+    sample = np.sort(np.concatenate([segment.sample_timestamps(step) for segment in inputs]))
     at = min(len(sample) - 1, max(1, len(sample) * partition_rows // max(total, 1)))
     boundary = int(sample[at])
     first = min(segment.entry.first_timestamp for segment in inputs)
     last = max(segment.entry.last_timestamp for segment in inputs)
     return boundary if first < boundary <= last else None
+
+
+def with_cache(inputs: Sequence[Segment], cache: DecodedCache) -> list[Segment]:
+    """Return the inputs of a merge with a cache of its own for those that are compressed."""
+    return [segment.with_cache(cache) for segment in inputs]
 
 
 def merged(
@@ -183,7 +205,7 @@ def merged(
     Parameters
     ----------
     inputs : sequence of Segment
-        Oldest first, with checked checksums.
+        Oldest first; plain ones with checked checksums.
     rows_max : int
     start, end : int
         Only rows with timestamps in this range, both inclusive.
@@ -192,32 +214,48 @@ def merged(
     ------
     Columns
         In order, without repeated keys; fresh arrays.
+
+    Raises
+    ------
+    CorruptionError
+        Of a compressed input; what was yielded before is right.
     """
     table = np.stack([segment.row for segment in inputs])
-    table[:, layout.VERIFIED] = 0
+    table[table[:, layout.ON_DEMAND] == 0, layout.VERIFIED] = 0
+    caches = [segment.cache for segment in inputs if segment.cache is not None]
+    # So many rows at a time that what has to be decoded for them stays small.
+    part = min(rows_max, MERGE_ROWS) if caches else rows_max
     nothing = np.empty(0, dtype=np.int64)
     resume, after_series, after_timestamp = False, 0, 0
     while True:
         series = np.empty(rows_max, dtype=np.int64)
         timestamp = np.empty(rows_max, dtype=np.int64)
         value = np.empty(rows_max, dtype=np.float64)
-        count, status, *_ = merge.scan_rows(
-            table,
-            nothing,
-            True,
-            start,
-            end,
-            after_series,
-            after_timestamp,
-            resume,
-            series,
-            timestamp,
-            value,
-        )
-        assert status != layout.STATUS_VERIFY
+        count = 0
+        status = layout.STATUS_FULL
+        with caches[0].reading() if caches else NO_READING as reading:
+            while status != layout.STATUS_DONE and count < rows_max:
+                written, status, source, row_start, row_stop = merge.scan_rows(
+                    table,
+                    nothing,
+                    True,
+                    start,
+                    end,
+                    after_series,
+                    after_timestamp,
+                    resume,
+                    series[count : count + part],
+                    timestamp[count : count + part],
+                    value[count : count + part],
+                )
+                if written:
+                    count += int(written)
+                    after_series, after_timestamp = int(series[count - 1]), int(timestamp[count - 1])
+                    resume = True
+                    reading.renew()
+                if status == layout.STATUS_VERIFY:
+                    inputs[source].verify_rows(row_start, row_stop, reading)
         if count:
             yield Columns(series[:count], timestamp[:count], value[:count])
-            after_series, after_timestamp = int(series[count - 1]), int(timestamp[count - 1])
-            resume = True
         if status == layout.STATUS_DONE:
             return

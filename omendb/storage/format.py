@@ -21,6 +21,7 @@ RECORD_SERIES = 2  # payload: series_id, timestamp[n], value[n]: all points of o
 # Manifest (docs/format/manifest.md).
 MANIFEST_MAGIC = "omendb-manifest"
 MANIFEST_VERSION = 1
+MANIFEST_VERSION_COMPRESSED = 2  # the same, with compressed segments; written only where there are any
 
 # Record of a backup (docs/format/backup.md).
 BACKUP_MAGIC = "omendb-backup"
@@ -34,6 +35,7 @@ PARQUET_TAIL = struct.Struct("<I4s")  # length of the footer, magic
 # Learned index sidecar (docs/format/index.md).
 INDEX_MAGIC = b"OMENLIX1"
 INDEX_VERSION = 1
+INDEX_VERSION_COMPRESSED = 2  # of a compressed segment: four sections more, about its pages
 # magic, version, configured max_error; rows, segment bytes, segment checksum, timestamp offset,
 # value offset; counts: runs, series knots, knots, pieces, blocks; series shift, block shift
 INDEX_HEADER = struct.Struct("<8sII5Q5QII")
@@ -45,10 +47,14 @@ def checksum(data: object, seed: int = 0) -> int:
     return xxhash.xxh3_64_intdigest(data, seed)  # type: ignore[arg-type]
 
 
-def segment_gaps(size: int, rows: int, timestamp_offset: int, value_offset: int) -> list[tuple[int, int]]:
-    """Return the parts of a segment that are not raw columns, as (start, stop) in bytes."""
-    return [
-        (0, timestamp_offset),
-        (timestamp_offset + 8 * rows, value_offset),
-        (value_offset + 8 * rows, size),
-    ]
+def segment_gaps(size: int, columns: tuple[tuple[int, int], tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the parts of a segment that are not its two columns, as (start, stop) in bytes.
+
+    Parameters
+    ----------
+    size : int
+    columns : tuple of (start, stop)
+        The timestamps and the values, in the order of the file.
+    """
+    (first_start, first_stop), (second_start, second_stop) = columns
+    return [(0, first_start), (first_stop, second_start), (second_stop, size)]

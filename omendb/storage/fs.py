@@ -416,3 +416,39 @@ def is_resident(address: int) -> bool:
     state = ctypes.c_ubyte(1)
     failed = _libc.mincore(address & -mmap.PAGESIZE, 1, ctypes.byref(state))
     return bool(failed or state.value & 1)
+
+
+_MAP_NORESERVE = 0x4000  # Linux's, on all of its architectures that NumPy runs on but Alpha, MIPS and PowerPC
+
+
+def reserve_memory(size: int) -> NDArray[np.uint8]:
+    """Reserve addresses for zeros that take no memory until they are written to.
+
+    Parameters
+    ----------
+    size : int
+        Bytes, at least 1.
+
+    Returns
+    -------
+    ndarray of uint8, shape (size,)
+        Starts at a page; given back when nothing refers to it.
+    """
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    # A huge page would keep 2 MiB for a block of 64 KiB.
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        area.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(area, dtype=np.uint8)
+
+
+def drop_memory(array: NDArray[np.generic]) -> None:
+    """Give the memory under an array of `reserve_memory` back: it reads as zeros from now on.
+
+    Parameters
+    ----------
+    array : ndarray
+        Contiguous, starting at a page. What is left of its last page goes too.
+    """
+    # Not by Python's own madvise, which holds the GIL. It cannot fail but by a bug of ours.
+    status = _libc.madvise(array.ctypes.data, array.nbytes, mmap.MADV_DONTNEED)
+    assert status == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Binding:
     segment_checksum : int
         See `omendb.storage.manifest.SegmentEntry`.
     timestamp_offset, value_offset : int
-        Byte in the segment at which the raw column starts.
+        Byte in the segment at which the column starts.
     """
 
     rows: int
@@ -38,6 +38,23 @@ class Binding:
     segment_checksum: int
     timestamp_offset: int
     value_offset: int
+
+
+class Pages(NamedTuple):
+    """Where the pages of a compressed segment stand in its file, a page a block of rows.
+
+    Attributes
+    ----------
+    timestamp, value : ndarray of int64, shape (blocks + 1,)
+        Byte at which each page starts, with its header; the last is the end of the column.
+    timestamp_checksums, value_checksums : ndarray of uint64, shape (blocks + 1,)
+        XXH3-64 of what stands before the first page, a dictionary or nothing, then of each page.
+    """
+
+    timestamp: NDArray[np.int64]
+    value: NDArray[np.int64]
+    timestamp_checksums: NDArray[np.uint64]
+    value_checksums: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,8 @@ class LearnedIndex:
         The pieces of all piecewise-linear runs.
     timestamp_checksums, value_checksums : ndarray of uint64, shape (blocks,)
         XXH3-64 of each block of ``1 << format.BLOCK_SHIFT`` rows of the column.
+    pages : Pages or None
+        Of a compressed segment.
     """
 
     max_error: int
@@ -70,6 +89,7 @@ class LearnedIndex:
     pieces: NDArray[np.int64]
     timestamp_checksums: NDArray[np.uint64]
     value_checksums: NDArray[np.uint64]
+    pages: Pages | None = None
 
     @property
     def model_bytes(self) -> int:
@@ -98,6 +118,7 @@ def fit(
     max_error: int,
     binding: Binding,
     checksums: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    pages: Pages | None = None,
 ) -> LearnedIndex:
     """Fit the models of a segment's rows.
 
@@ -110,6 +131,8 @@ def fit(
     binding : Binding
     checksums : tuple of ndarray of uint64
         Of the blocks of the timestamp and the value column.
+    pages : Pages, optional
+        Of a compressed segment.
 
     Raises
     ------
@@ -127,6 +150,7 @@ def fit(
         pieces=model.pieces,
         timestamp_checksums=checksums[0],
         value_checksums=checksums[1],
+        pages=pages,
     )
 
 
@@ -145,7 +169,7 @@ def encode(index: LearnedIndex) -> list[bytes]:
     binding = index.binding
     head = format.INDEX_HEADER.pack(
         format.INDEX_MAGIC,
-        format.INDEX_VERSION,
+        format.INDEX_VERSION if index.pages is None else format.INDEX_VERSION_COMPRESSED,
         index.max_error,
         binding.rows,
         binding.segment_bytes,
@@ -169,6 +193,7 @@ def encode(index: LearnedIndex) -> list[bytes]:
         index.pieces,
         index.timestamp_checksums,
         index.value_checksums,
+        *(index.pages or ()),
     ):
         padding = -size % format.INDEX_ALIGNMENT
         parts += [bytes(padding), section.tobytes()]
@@ -200,7 +225,8 @@ def decode(data: NDArray[np.uint8], path: str) -> LearnedIndex:
     fields = header.unpack_from(data.data)
     version, max_error = fields[1:3]
     runs, series_knots, knots, pieces, blocks, series_shift, block_shift = fields[8:]
-    if version != format.INDEX_VERSION or block_shift != format.BLOCK_SHIFT:
+    known = (format.INDEX_VERSION, format.INDEX_VERSION_COMPRESSED)
+    if version not in known or block_shift != format.BLOCK_SHIFT:
         raise CorruptionError(path, 8, f"learned index version {version} is not known")
     shapes: list[tuple[tuple[int, ...], Any]] = [
         ((runs, layout.RUN_WIDTH), np.int64),
@@ -210,6 +236,8 @@ def decode(data: NDArray[np.uint8], path: str) -> LearnedIndex:
         ((blocks,), np.uint64),
         ((blocks,), np.uint64),
     ]
+    if version == format.INDEX_VERSION_COMPRESSED:
+        shapes += [((blocks + 1,), np.int64)] * 2 + [((blocks + 1,), np.uint64)] * 2
     sections: list[Any] = []
     offset = header.size
     for shape, dtype in shapes:
@@ -230,4 +258,5 @@ def decode(data: NDArray[np.uint8], path: str) -> LearnedIndex:
         sections[3],
         sections[4],
         sections[5],
+        Pages(*sections[6:]) if version == format.INDEX_VERSION_COMPRESSED else None,
     )

@@ -37,7 +37,7 @@ class IndexEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checksum: str
 
 
-class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One live segment.
 
     Attributes
@@ -46,9 +46,10 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Its file number.
     rows, bytes : int
     timestamp_offset, value_offset : int
-        Byte in the file at which the raw column, of 8 bytes a row, starts.
+        Byte in the file at which the raw column, of 8 bytes a row, starts; of a compressed segment, the
+        column's pages.
     checksum : str
-        XXH3-64 of all bytes of the file but the two raw columns, 16 hexadecimal digits. (Those have
+        XXH3-64 of all bytes of the file but those two columns, 16 hexadecimal digits. (Their rows have
         checksums by block, in the learned index.)
     first_series, last_series, first_timestamp, last_timestamp : int
         Bounds of its rows, all inclusive.
@@ -56,6 +57,8 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         The WAL records that its rows come from. Segments with the same two numbers were written together
         and share no key; between others the higher `last_sequence` wins.
     index : IndexEntry
+    timestamp_bytes, value_bytes : int
+        Of a compressed segment: bytes of the column's pages. 0: the column is raw.
     """
 
     number: int
@@ -71,6 +74,24 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_sequence: int
     last_sequence: int
     index: IndexEntry
+    timestamp_bytes: int = 0
+    value_bytes: int = 0
+
+    @property
+    def is_compressed(self) -> bool:
+        """Its columns are compressed pages, not raw arrays."""
+        return self.timestamp_bytes > 0
+
+    @property
+    def columns(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where timestamps and values stand in the file, as (start, stop) in bytes."""
+        timestamp_bytes, value_bytes = 8 * self.rows, 8 * self.rows
+        if self.is_compressed:
+            timestamp_bytes, value_bytes = self.timestamp_bytes, self.value_bytes
+        return (
+            (self.timestamp_offset, self.timestamp_offset + timestamp_bytes),
+            (self.value_offset, self.value_offset + value_bytes),
+        )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +134,11 @@ _decoder = msgspec.json.Decoder(Manifest)
 def encode(manifest: Manifest) -> bytes:
     """Return the bytes of the file."""
     body = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    head = f"{format.MANIFEST_MAGIC} {format.MANIFEST_VERSION} {format.checksum(body):016x}\n"
+    # Earlier programs go on to open what they can read, and name the version where they cannot.
+    version = format.MANIFEST_VERSION
+    if any(entry.is_compressed for entry in manifest.segments):
+        version = format.MANIFEST_VERSION_COMPRESSED
+    head = f"{format.MANIFEST_MAGIC} {version} {format.checksum(body):016x}\n"
     return head.encode() + body
 
 
@@ -129,7 +154,8 @@ def decode(data: bytes, path: str) -> Manifest:
     words = head.split(b" ")
     if not separator or len(words) != 3 or words[0] != format.MANIFEST_MAGIC.encode():
         raise CorruptionError(path, 0, "this is no manifest")
-    if words[1] != str(format.MANIFEST_VERSION).encode():
+    known = (format.MANIFEST_VERSION, format.MANIFEST_VERSION_COMPRESSED)
+    if words[1] not in [str(version).encode() for version in known]:
         raise CorruptionError(path, 0, f"manifest version {words[1].decode(errors='replace')} is not known")
     if words[2] != f"{format.checksum(body):016x}".encode():
         raise CorruptionError(path, 0, "the manifest does not match its checksum")

@@ -53,6 +53,8 @@ def is_cold(segments: Sequence[Segment], scanned: Scanned) -> bool:
         first = int(series[look * len(series) // _LOOKS])
         count, _, _ = ahead.list_ahead(*scanned, first, True, 1, ranges)
         for index, row, _ in ranges[:count:_RANGES_OF_LOOK].tolist():
+            if sources[index, layout.ON_DEMAND]:
+                continue
             for column in (layout.TIMESTAMPS, layout.VALUES):
                 if not is_resident(int(sources[index, column]) + 8 * row):
                     return True
@@ -101,5 +103,7 @@ class ReadAhead:
         self._resume = True
         sources = self._scanned[0]
         for index, start, stop in ranges[:count].tolist():
+            if sources[index, layout.ON_DEMAND]:
+                continue  # what is at these addresses comes from no file
             for column in (layout.TIMESTAMPS, layout.VALUES):
                 will_need(int(sources[index, column]) + 8 * start, 8 * (stop - start))

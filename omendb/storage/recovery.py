@@ -18,6 +18,7 @@ import numpy as np
 from omendb.errors import CorruptionError
 from omendb.model import Batch
 from omendb.storage import compaction, filenames, manifest
+from omendb.storage.decoded_cache import DecodedCache
 from omendb.storage.fs import discard
 from omendb.storage.memtable import Memtable
 from omendb.storage.segment import IndexDamageError, Segment, open_segment, rebuild_index
@@ -136,7 +137,8 @@ def _open_locked(
     if not found.clean:
         logger.warning("recovery unclean stop: the last owner of %s did not finish its shutdown", directory)
 
-    segments, loaded = _open_segments(fs, data_directory, loaded, settings, report, found)
+    cache = DecodedCache()
+    segments, loaded = _open_segments(fs, data_directory, loaded, settings, report, found, cache)
     _remove_unnamed(fs, data_directory, loaded, found)
 
     memtables, files = _replay(fs, wal_directory, loaded, settings, report, found)
@@ -166,6 +168,7 @@ def _open_locked(
         memtables[:-1],
         memtables[-1],
         lock,
+        cache,
         partition_rows,
         segment_rows_max,
     )
@@ -221,6 +224,7 @@ def _open_segments(
     settings: Settings,
     report: Callable[[str, float], None],
     found: Recovery,
+    cache: DecodedCache,
 ) -> tuple[list[Segment], Manifest]:
     segments: list[Segment] = []
     entries: list[SegmentEntry] = []
@@ -228,14 +232,14 @@ def _open_segments(
     for position, entry in enumerate(loaded.segments):
         report("opening segments", 0.3 * position / len(loaded.segments))
         try:
-            segment = open_segment(fs, data_directory, entry)
+            segment = open_segment(fs, data_directory, entry, cache)
         except IndexDamageError as damage:
             logger.warning("recovery rebuilds a learned index: %s", damage)
             index = rebuild_index(fs, data_directory, entry, settings.max_error)
             written = write_index(fs, data_directory, entry.number, next_number, index)
             next_number += 1
             entry = msgspec.structs.replace(entry, index=written)
-            segment = open_segment(fs, data_directory, entry)
+            segment = open_segment(fs, data_directory, entry, cache)
             found.rebuilt_indexes += 1
         segments.append(segment)
         entries.append(entry)

@@ -29,6 +29,7 @@ from omendb.storage import filenames, format, manifest  # noqa: A004
 from omendb.storage.backup import data_names, free_name
 from omendb.storage.fs import NO_LINK_ERRNOS, copy
 from omendb.storage.segment import IndexDamageError, load_index, open_segment, read_parquet, rebuild_index
+from omendb.storage.segment_pages import PageReader
 from omendb.storage.segment_writer import write_index, write_segment
 from omendb.storage.wal import Wal, check, find_records
 
@@ -256,8 +257,13 @@ def _salvage(fs: FileSystem, data_directory: Path, entry: SegmentEntry) -> _Salv
     except OSError:
         pass  # it is missing: every row is lost, and the index tells which
     else:
-        time_is_good = _read_blocks(file, entry.timestamp_offset, index.timestamp_checksums, timestamp)
-        value_is_good = _read_blocks(file, entry.value_offset, index.value_checksums, value)
+        if entry.is_compressed:
+            pages = PageReader(file, str(data_directory), index)
+            time_is_good = _decode_blocks(pages.read_timestamps, blocks, timestamp)
+            value_is_good = _decode_blocks(pages.read_values, blocks, value)
+        else:
+            time_is_good = _read_blocks(file, entry.timestamp_offset, index.timestamp_checksums, timestamp)
+            value_is_good = _read_blocks(file, entry.value_offset, index.value_checksums, value)
     block_of = np.arange(entry.rows) >> format.BLOCK_SHIFT
     kept = (time_is_good & value_is_good)[block_of]
     losses = list(_losses(index, timestamp, time_is_good[block_of], kept))
@@ -283,6 +289,23 @@ def _read_blocks(
         if len(data) == part.nbytes and format.checksum(data) == int(expected):
             part[:] = np.frombuffer(data, column.dtype)
             good[block] = True
+    return good
+
+
+def _decode_blocks(
+    read: Callable[[int, NDArray[Any]], None], blocks: int, column: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Fill a column with the blocks that can be decoded and match their checksums; return which those are."""
+    good = np.zeros(blocks, np.bool_)
+    rows = 1 << format.BLOCK_SHIFT
+    for block in range(blocks):
+        part = column[block * rows : (block + 1) * rows]
+        try:
+            read(block, part)
+        except CorruptionError:
+            part[:] = 0
+            continue
+        good[block] = True
     return good
 
 
@@ -329,7 +352,13 @@ def _publish(fs: FileSystem, directory: Path, plan: Plan) -> None:
             continue
         sequences = (old.first_sequence, old.last_sequence)
         entries[number] = write_segment(
-            fs, data_directory, (number, number + 1), salvage.rows, salvage.max_error, sequences
+            fs,
+            data_directory,
+            (number, number + 1),
+            salvage.rows,
+            salvage.max_error,
+            sequences,
+            compressed=old.is_compressed,
         )
         number += 2
     for entry, _ in plan.indexes:

@@ -1,5 +1,8 @@
 """A live segment: a mapped Parquet file with its learned index.
 
+The columns of a plain segment are used where they lie in the map; those of a compressed one are decoded block
+by block into an arena (`omendb.storage.decoded_cache`), and look the same to kernels.
+
 Immutable but for the marks of which blocks have been checked. Safe from any thread: two threads that check
 the same block do the same work and set the same mark. The file stays mapped as long as anything refers to
 the segment or to an array over it; removing its name does not disturb readers.
@@ -18,11 +21,14 @@ from omendb.errors import CorruptionError
 from omendb.jit import layout
 from omendb.model import Columns
 from omendb.storage import filenames, format, learned_index  # noqa: A004
+from omendb.storage.decoded_cache import DecodedCache
+from omendb.storage.segment_pages import PageReader, find_pages
 from omendb.storage.segment_writer import rest_checksum
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from omendb.storage.decoded_cache import Arena, NoReading, Reading
     from omendb.storage.fs import FileSystem, MappedFile
     from omendb.storage.manifest import SegmentEntry
 
@@ -51,12 +57,15 @@ class Segment:
         The segment as kernels see it.
     verified : ndarray of uint8, shape (blocks,)
         1 for each block whose checksums have been checked.
+    cache : DecodedCache or None
+        Of a compressed segment.
     observed : object
         What was measured of its index, kept for the next who asks.
     """
 
     __slots__ = (
         "__weakref__",
+        "cache",
         "entry",
         "file",
         "index",
@@ -75,22 +84,38 @@ class Segment:
         self.path = path
         self.file = file
         self.index = index
-        binding = index.binding
-        self.timestamp: NDArray[np.int64] = _column(file, binding.timestamp_offset, entry.rows).view(np.int64)
-        self.value: NDArray[np.float64] = _column(file, binding.value_offset, entry.rows).view(np.float64)
-        self.verified = np.zeros(len(index.timestamp_checksums), dtype=np.uint8)
+        self.cache: DecodedCache | None = None
         self.observed: object = None
-        self.row = np.zeros(layout.SOURCE_WIDTH, dtype=np.int64)
-        index.fill(self.row)
-        self.row[layout.TIMESTAMPS] = self.timestamp.ctypes.data
-        self.row[layout.VALUES] = self.value.ctypes.data
+        self._lay_out()
+        self.row = self.row_over(self.timestamp, self.value)
         self.row[layout.VERIFIED] = self.verified.ctypes.data
         self.row[layout.BLOCK_SHIFT] = format.BLOCK_SHIFT
+
+    def _lay_out(self) -> None:
+        """Set the columns and the marks."""
+        entry = self.entry
+        self.timestamp: NDArray[np.int64] = _column(self.file, entry.timestamp_offset, entry.rows).view(
+            np.int64
+        )
+        self.value: NDArray[np.float64] = _column(self.file, entry.value_offset, entry.rows).view(np.float64)
+        self.verified = np.zeros(len(self.index.timestamp_checksums), dtype=np.uint8)
+
+    def row_over(self, timestamp: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Describe the segment to kernels with other arrays for its columns, which need no checks."""
+        row = np.zeros(layout.SOURCE_WIDTH, dtype=np.int64)
+        self.index.fill(row)
+        row[layout.TIMESTAMPS] = timestamp.ctypes.data
+        row[layout.VALUES] = value.ctypes.data
+        return row
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return self.entry.rows
+
+    def with_cache(self, cache: DecodedCache) -> Segment:  # it has nothing to keep there
+        """Return the same segment, for a reader that decodes into a cache of its own."""
+        return self
 
     def with_index(self, entry: SegmentEntry, index: learned_index.LearnedIndex) -> Segment:
         """Return the same segment under another learned index; the marks of checked blocks go along."""
@@ -98,13 +123,15 @@ class Segment:
         other.verified[:] = self.verified
         return other
 
-    def verify_rows(self, start: int, stop: int) -> None:
+    def verify_rows(self, start: int, stop: int, reading: Reading | NoReading | None = None) -> None:
         """Check the checksums of the blocks that hold rows `start` to `stop`, unless that was done before.
 
         Parameters
         ----------
         start, stop : int
             Half-open, ``0 <= start < stop <= rows``.
+        reading : Reading or NoReading, optional
+            For which rows of a compressed segment are decoded; they are there until it ends.
 
         Raises
         ------
@@ -131,16 +158,28 @@ class Segment:
         self.verify_rows(0, self.rows)
 
     def columns(self) -> Columns:
-        """All rows; timestamps and values are views over the map.
+        """All rows; timestamps and values are views over the map, or fresh arrays when it is compressed.
 
         Raises
         ------
         CorruptionError
         """
         self.verify_all()
+        return Columns(self._series(), self.timestamp, self.value)
+
+    def sample_timestamps(self, step: int) -> NDArray[np.int64]:
+        """Every so many of the timestamps.
+
+        Raises
+        ------
+        CorruptionError
+            Of a compressed segment only: others have been checked by then.
+        """
+        return self.timestamp[::step]
+
+    def _series(self) -> NDArray[np.int64]:
         runs = self.index.runs
-        series = np.repeat(runs[:, layout.RUN_SERIES], runs[:, layout.RUN_STOP] - runs[:, layout.RUN_START])
-        return Columns(series, self.timestamp, self.value)
+        return np.repeat(runs[:, layout.RUN_SERIES], runs[:, layout.RUN_STOP] - runs[:, layout.RUN_START])
 
     def _verify_blocks(self, start: int, stop: int) -> None:
         binding, index = self.index.binding, self.index
@@ -164,12 +203,117 @@ class Segment:
         self.verified[start:stop] = 1
 
 
+class CompressedSegment(Segment):
+    """A segment whose pages are compressed: blocks are decoded when a kernel asks for them.
+
+    Parameters
+    ----------
+    entry, path, file, index
+        As for `Segment`.
+    cache : DecodedCache
+        Takes the decoded blocks.
+    arena : Arena, optional
+        Of the same segment under another learned index.
+
+    Attributes
+    ----------
+    timestamp, value
+        Views over the arena: of use to kernels only, within a reading.
+    """
+
+    __slots__ = ("_arena", "_reader")
+
+    def __init__(
+        self,
+        entry: SegmentEntry,
+        path: Path,
+        file: MappedFile,
+        index: learned_index.LearnedIndex,
+        cache: DecodedCache,
+        arena: Arena | None = None,
+    ) -> None:
+        self._reader = PageReader(file, str(path), index)
+        self._arena = arena or cache.add(self._reader, entry.rows)
+        super().__init__(entry, path, file, index)
+        self.cache = cache
+        self.row[layout.ON_DEMAND] = 1
+
+    def _lay_out(self) -> None:
+        self.timestamp, self.value = self._arena.timestamp, self._arena.value
+        self.verified = self._arena.verified
+
+    def with_index(self, entry: SegmentEntry, index: learned_index.LearnedIndex) -> CompressedSegment:
+        """Return the same segment under another learned index; what is decoded goes along."""
+        assert self.cache is not None
+        return CompressedSegment(entry, self.path, self.file, index, self.cache, self._arena)
+
+    def with_cache(self, cache: DecodedCache) -> CompressedSegment:
+        """Return the same segment with nothing decoded yet, in another cache."""
+        return CompressedSegment(self.entry, self.path, self.file, self.index, cache)
+
+    def verify_rows(self, start: int, stop: int, reading: Reading | NoReading | None = None) -> None:
+        """Decode the blocks that hold rows `start` to `stop`, and check them; see `Segment.verify_rows`.
+
+        Without a reading they are only checked.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        if reading is not None:
+            reading.need(self._arena, start, stop)
+            return
+        for block in range(start >> format.BLOCK_SHIFT, ((stop - 1) >> format.BLOCK_SHIFT) + 1):
+            rows = self._reader.rows_of(block)
+            self._reader.read_timestamps(block, np.empty(rows, np.int64))
+            self._reader.read_values(block, np.empty(rows, np.float64))
+
+    def columns(self) -> Columns:
+        """All rows, decoded into fresh arrays.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        timestamp, value = np.empty(self.rows, np.int64), np.empty(self.rows, np.float64)
+        for block in range(self._reader.blocks):
+            rows = slice(block << format.BLOCK_SHIFT, (block + 1) << format.BLOCK_SHIFT)
+            self._reader.read_timestamps(block, timestamp[rows])
+            self._reader.read_values(block, value[rows])
+        return Columns(self._series(), timestamp, value)
+
+    def sample_timestamps(self, step: int) -> NDArray[np.int64]:
+        """Every so many of the timestamps; decodes them all, a block at a time.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        parts = []
+        for block in range(self._reader.blocks):
+            timestamp = np.empty(self._reader.rows_of(block), np.int64)
+            self._reader.read_timestamps(block, timestamp)
+            parts.append(timestamp[-(block << format.BLOCK_SHIFT) % step :: step])
+        return np.concatenate(parts)
+
+
 def _column(file: MappedFile, offset: int, rows: int) -> NDArray[np.uint8]:
     return file.data[offset : offset + 8 * rows]
 
 
-def open_segment(fs: FileSystem, directory: Path, entry: SegmentEntry) -> Segment:
+def open_segment(
+    fs: FileSystem, directory: Path, entry: SegmentEntry, cache: DecodedCache | None = None
+) -> Segment:
     """Map a segment and its learned index, and check both.
+
+    Parameters
+    ----------
+    fs : FileSystem
+    directory : Path
+        The data directory's `data`.
+    entry : SegmentEntry
+    cache : DecodedCache, optional
+        For what is decoded of a compressed segment; one of its own without.
 
     Raises
     ------
@@ -181,11 +325,14 @@ def open_segment(fs: FileSystem, directory: Path, entry: SegmentEntry) -> Segmen
     path = directory / filenames.segment_name(entry.number)
     file = map_segment(fs, path, entry)
     index_path = directory / filenames.index_name(entry.number, entry.index.number)
-    return Segment(entry, path, file, load_index(fs, index_path, entry))
+    index = load_index(fs, index_path, entry)
+    if entry.is_compressed:
+        return CompressedSegment(entry, path, file, index, cache or DecodedCache())
+    return Segment(entry, path, file, index)
 
 
 def map_segment(fs: FileSystem, path: Path, entry: SegmentEntry) -> MappedFile:
-    """Map a segment and check everything but its raw columns against the manifest.
+    """Map a segment and check everything but its two columns against the manifest.
 
     Raises
     ------
@@ -200,7 +347,7 @@ def map_segment(fs: FileSystem, path: Path, entry: SegmentEntry) -> MappedFile:
         raise CorruptionError(
             str(path), min(size, entry.bytes), f"the file has {size} bytes, the manifest says {entry.bytes}"
         )
-    gaps = format.segment_gaps(size, entry.rows, entry.timestamp_offset, entry.value_offset)
+    gaps = format.segment_gaps(size, entry.columns)
     try:
         if rest_checksum(file, gaps) != int(entry.checksum, 16):
             raise CorruptionError(str(path), 0, "the file's headers and footer do not match their checksum")
@@ -233,7 +380,7 @@ def load_index(fs: FileSystem, path: Path, entry: SegmentEntry) -> learned_index
         raise IndexDamageError(f"{path} cannot be read: {error.strerror}") from error
     except CorruptionError as error:
         raise IndexDamageError(str(error)) from error
-    if index.binding != _binding(entry):
+    if index.binding != _binding(entry) or (index.pages is not None) != entry.is_compressed:
         raise IndexDamageError(f"{path} belongs to another segment")
     return index
 
@@ -283,7 +430,13 @@ def rebuild_index(
         learned_index.block_checksums(rows.timestamp),
         learned_index.block_checksums(rows.value),
     )
+    pages = None
+    if entry.is_compressed:
+        try:
+            pages = find_pages(fs.map(path), str(path), entry.rows, entry.columns)
+        except OSError as error:
+            raise CorruptionError(str(path), 0, f"cannot be read: {error}") from error
     try:
-        return learned_index.fit(rows.series_id, rows.timestamp, max_error, _binding(entry), checksums)
+        return learned_index.fit(rows.series_id, rows.timestamp, max_error, _binding(entry), checksums, pages)
     except ValueError as error:
         raise CorruptionError(str(path), 0, str(error)) from error

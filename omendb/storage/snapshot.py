@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omendb.jit import layout
+from omendb.storage.decoded_cache import NO_READING
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from omendb.storage.decoded_cache import DecodedCache, NoReading, Reading
     from omendb.storage.memtable import Memtable
     from omendb.storage.segment import Segment
 
@@ -34,18 +36,27 @@ class Snapshot:
         Takes inserts; readers hold its lock.
     table : ndarray of int64, shape (segments, layout.SOURCE_WIDTH)
         The segments as kernels see them.
+    cache : DecodedCache or None
+        Of its compressed segments; None when there are none.
     """
 
     segments: tuple[Segment, ...]
     frozen: tuple[Memtable, ...]
     active: Memtable
     table: NDArray[np.int64] = field(init=False)
+    cache: DecodedCache | None = field(init=False)
 
     def __post_init__(self) -> None:
         table = np.zeros((len(self.segments), layout.SOURCE_WIDTH), dtype=np.int64)
         for position, segment in enumerate(self.segments):
             table[position] = segment.row
         object.__setattr__(self, "table", table)
+        caches = (segment.cache for segment in self.segments if segment.cache is not None)
+        object.__setattr__(self, "cache", next(caches, None))
+
+    def reading(self) -> Reading | NoReading:
+        """Return what kernels that read the segments run in: a context manager."""
+        return NO_READING if self.cache is None else self.cache.reading()
 
     @property
     def memtables(self) -> tuple[Memtable, ...]:

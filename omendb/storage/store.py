@@ -24,6 +24,7 @@ import numpy as np
 from omendb.errors import ClosedError, CorruptionError, DiskFullError, WalFailedError
 from omendb.model import INT64_MAX, INT64_MIN, Batch, Columns
 from omendb.storage import backup, compaction, filenames, learned_index, manifest
+from omendb.storage.decoded_cache import DecodedCache
 from omendb.storage.fs import DISK_FULL_ERRNOS, discard
 from omendb.storage.memtable import Memtable
 from omendb.storage.segment import IndexDamageError, Segment, open_segment
@@ -43,6 +44,9 @@ logger = logging.getLogger("omendb.storage")
 
 SEGMENT_ROWS_MAX = 2_000_000
 """Rows of one segment: bounds the memory that writing one takes (about 100 MB)."""
+
+MERGE_CACHE_BYTES = 16 << 20
+"""What a merge keeps of the compressed segments that it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Store:
         May be replaced while the store is open.
     damaged : set of int
         Numbers of segments that failed a checksum since the start.
+    cache : DecodedCache
+        What is decoded of compressed segments.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class Store:
         frozen: Sequence[Memtable],
         active: Memtable,
         lock: Any,  # noqa: ANN401
+        cache: DecodedCache,
         partition_rows: int = compaction.PARTITION_ROWS,
         segment_rows_max: int = SEGMENT_ROWS_MAX,
     ) -> None:
@@ -96,6 +103,7 @@ class Store:
         self.settings = settings
         self.wal = wal
         self.damaged: set[int] = set()
+        self.cache = cache
         self.snapshot = Snapshot(tuple(segments), tuple(frozen), active)
         self._manifest = loaded
         self._is_marked_open = False
@@ -221,7 +229,8 @@ class Store:
         Parameters
         ----------
         everything : bool
-            Bring every partition down to one generation, one partition a call.
+            Bring every partition down to one generation, compressed or not as the setting says, one
+            partition a call.
 
         Raises
         ------
@@ -239,27 +248,35 @@ class Store:
                 self._manifest.boundaries,
                 damaged=self.damaged,
                 everything=everything,
+                compressed=self._is_compressing,
                 partition_rows=self._partition_rows,
             )
             if chosen is None:
                 return None
             if not everything:
                 self._leave_space_for_inserts(chosen.inputs)
-            for segment in chosen.inputs:
+            # Once for the whole merge, so that one generation is of one kind; compressed inputs are checked
+            # while they are read, in a cache of the merge's own: what queries use stays in theirs.
+            compressed = self._is_compressing
+            inputs = compaction.with_cache(chosen.inputs, DecodedCache(MERGE_CACHE_BYTES))
+            for segment in inputs:
                 self._check_wanted()
-                self.check(segment)
+                if segment.cache is None:
+                    self.check(segment)
             boundary = None
             if chosen.cut:
-                boundary = compaction.choose_boundary(chosen.inputs, self._partition_rows)
+                with self._noting_damage():
+                    boundary = compaction.choose_boundary(inputs, self._partition_rows)
             ranges = [(INT64_MIN, INT64_MAX)]
             if boundary is not None:
                 ranges = [(INT64_MIN, boundary - 1), (boundary, INT64_MAX)]
             entries: list[SegmentEntry] = []
             with self._kept_only_when_named(entries):
                 for start, end in ranges:
-                    for rows in compaction.merged(chosen.inputs, self._segment_rows_max, start, end):
-                        self._check_wanted()
-                        entries += self._write([rows], chosen.sequences)
+                    with self._noting_damage():
+                        for rows in compaction.merged(inputs, self._segment_rows_max, start, end):
+                            self._check_wanted()
+                            entries += self._write([rows], chosen.sequences, compressed=compressed)
                 added = self._open(entries)
                 with self._lock:
                     gone = {id(segment) for segment in chosen.inputs}
@@ -311,13 +328,14 @@ class Store:
             try:
                 for segment in old:
                     self._check_wanted()
-                    self.check(segment)
+                    columns = self.read(segment)
                     index = learned_index.fit(
-                        segment.columns().series_id,
-                        segment.timestamp,
+                        columns.series_id,
+                        columns.timestamp,
                         max_error,
                         segment.index.binding,
                         (segment.index.timestamp_checksums, segment.index.value_checksums),
+                        segment.index.pages,
                     )
                     number = self._take_numbers(1)
                     entry = msgspec.structs.replace(
@@ -345,7 +363,12 @@ class Store:
 
     def _leave_space_for_inserts(self, inputs: Iterable[Segment]) -> None:
         """Refuse a merge of our own accord that would fill the disk, which inserts and flushes need."""
-        needed = sum(segment.entry.bytes + segment.entry.index.bytes for segment in inputs)
+        # Plain, compressed rows take up to so much, with headers and what indexes add.
+        needed = sum(
+            max(segment.entry.bytes, 0 if self._is_compressing else 17 * segment.rows)
+            + segment.entry.index.bytes
+            for segment in inputs
+        )
         free = self.fs.free_bytes(self.data_directory)
         if free < needed:
             raise OSError(errno.ENOSPC, f"a merge needs {needed} bytes, and {free} are free")
@@ -357,11 +380,32 @@ class Store:
         ------
         CorruptionError
         """
-        try:
+        with self._noting_damage():
             segment.verify_all()
-        except CorruptionError:
-            self.damaged.add(segment.entry.number)
+
+    def read(self, segment: Segment) -> Columns:
+        """Read and check all rows of a segment, and remember when it is damaged.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        with self._noting_damage():
+            return segment.columns()
+
+    @contextlib.contextmanager
+    def _noting_damage(self) -> Generator[None]:
+        try:
+            yield
+        except CorruptionError as error:
+            number = filenames.number_of(error.path.rpartition("/")[2])
+            if number in {segment.entry.number for segment in self.snapshot.segments}:
+                self.damaged.add(number)
             raise
+
+    @property
+    def _is_compressing(self) -> bool:
+        return bool(self.settings.enable_compression)
 
     def backup(self, target: Path, unix_seconds: float, *, check: bool = False) -> backup.Record:
         """Copy the store as it is now; any thread may call it, and nothing waits for it.
@@ -459,7 +503,9 @@ class Store:
             self._next_number += count
             return first
 
-    def _write(self, parts: Iterable[Columns], sequences: tuple[int, int]) -> list[SegmentEntry]:
+    def _write(
+        self, parts: Iterable[Columns], sequences: tuple[int, int], *, compressed: bool = False
+    ) -> list[SegmentEntry]:
         entries: list[SegmentEntry] = []
         try:
             for rows in parts:
@@ -472,6 +518,7 @@ class Store:
                         rows,
                         self.settings.max_error,
                         sequences,
+                        compressed=compressed,
                     )
                 )
         except BaseException:
@@ -482,7 +529,7 @@ class Store:
     def _open(self, entries: Iterable[SegmentEntry]) -> list[Segment]:
         """Map what was just written; reads the footers and the indexes back and checks them."""
         try:
-            return [open_segment(self.fs, self.data_directory, entry) for entry in entries]
+            return [open_segment(self.fs, self.data_directory, entry, self.cache) for entry in entries]
         except IndexDamageError as error:
             raise CorruptionError(str(self.data_directory), 0, f"just written: {error}") from error
 
@@ -519,6 +566,7 @@ class Store:
                         rows,
                         self.settings.max_error,
                         (entry.first_sequence, entry.last_sequence),
+                        compressed=entry.is_compressed,
                     )
                 )
         return kept, entries

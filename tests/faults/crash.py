@@ -80,6 +80,8 @@ class Run:
         self._acknowledged: dict[tuple[int, int], float] = {}
         self._under_way: dict[tuple[int, int], float] = {}
         self._kept: list[object] = []  # so that no identity is used twice
+        # Of its own, so that seeds go on to make the runs that they made.
+        self._compress = random.Random(seed + 1)
 
     def run(self) -> Run:
         """Do the steps, crashing after every operation of each.
@@ -98,6 +100,7 @@ class Run:
                 while store.flush_oldest() is not None:
                     pass
             elif choice < 0.87:
+                store.settings = SETTINGS.with_changes(enable_compression=self._compress.random() < 0.5)
                 store.compact(everything=True)
             elif choice < 0.93:
                 store.retrain()

@@ -270,8 +270,13 @@ def read_windows(store: Store) -> dict[tuple[int, int], int]:
     return dict(zip(keys, windows.columns["count"].tolist(), strict=True))
 
 
-def make_victim(directory: Path, rows: int, seed: int, *, records: int = 6, series: int = 4) -> Victim:
-    """Fill a store: two flushes with overlapping keys, then a log of two files with records of all kinds."""
+def make_victim(
+    directory: Path, rows: int, seed: int, *, records: int = 6, series: int = 4, compressed: bool = False
+) -> Victim:
+    """Fill a store: two flushes with overlapping keys, then a log of two files with records of all kinds.
+
+    With `compressed` the two flushes are merged into compressed segments.
+    """
     rng = np.random.default_rng(seed)
     store, _ = open_store(
         FILES, directory, SETTINGS, partition_rows=10 * rows, segment_rows_max=max(rows // 2, 1)
@@ -292,6 +297,10 @@ def make_victim(directory: Path, rows: int, seed: int, *, records: int = 6, seri
         insert(rows)
         store.freeze()
         while store.flush_oldest() is not None:
+            pass
+    if compressed:
+        store.settings = SETTINGS.with_changes(enable_compression=True)
+        while store.compact(everything=True) is not None:
             pass
     for position in range(records):
         insert(1 if position % 3 else max(rows // 40, 3), one_series=position % 2 == 1)
@@ -362,7 +371,11 @@ def victims(directory: Path, rng: np.random.Generator, sizes: tuple[int, ...]) -
     while True:
         place = directory / str(number)
         yield make_victim(
-            place, int(rng.choice(sizes)), int(rng.integers(2**31)), records=int(rng.integers(2, 40))
+            place,
+            int(rng.choice(sizes)),
+            int(rng.integers(2**31)),
+            records=int(rng.integers(2, 40)),
+            compressed=number % 2 == 1,
         )
         shutil.rmtree(place)
         number += 1

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from omendb.storage import manifest
+from omendb.storage import format, manifest  # noqa: A004
 from omendb.storage.segment import Segment
 from tests.faults.damage import (
     CUT,
@@ -36,10 +38,11 @@ def quiet():
     logger.propagate = True
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Victim:
+@pytest.fixture(scope="module", params=["plain", "compressed"])
+def small(tmp_path_factory, request) -> Victim:
     """A store of some KB a file."""
-    return make_victim(tmp_path_factory.mktemp("small") / "db", 40, SEED)
+    directory = tmp_path_factory.mktemp("small") / "db"
+    return make_victim(directory, 40, SEED, compressed=request.param == "compressed")
 
 
 def first(victim: Victim, suffix: str) -> str:
@@ -169,6 +172,8 @@ def test_rows_that_are_not_checked_are_noticed(small, monkeypatch) -> None:
         self.verified[start:stop] = 1
 
     monkeypatch.setattr(Segment, "_verify_blocks", unchecked)
+    agreeable = SimpleNamespace(checksum=lambda _data: mock.ANY, BLOCK_SHIFT=format.BLOCK_SHIFT)
+    monkeypatch.setattr("omendb.storage.segment_pages.format", agreeable)
 
     assert noticed(small, ".parquet")
 

@@ -91,6 +91,12 @@ class Sources:
                 near = np.array(random.choice(true_timestamps, count), np.int64)
                 timestamps[rows] = wild if random.integers(2) else near
                 values[rows] = -1.0
+            if random.integers(2):
+                source[layout.ON_DEMAND] = 1
+                if random.integers(2):
+                    # As they are before they are decoded.
+                    for block in np.flatnonzero(verified == 0):
+                        timestamps[block << BLOCK_SHIFT : (block + 1) << BLOCK_SHIFT] = 0
             source[layout.VERIFIED] = verified.ctypes.data
             source[layout.BLOCK_SHIFT] = BLOCK_SHIFT
         source[layout.ROWS] = len(keys)

@@ -60,3 +60,43 @@ def test_version_1_is_read(copy) -> None:
     assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
     kinds = {int(shape) & 0xFF for shape in store.snapshot.segments[0].index.runs[:, layout.RUN_SHAPE]}
     assert kinds == {layout.KIND_NONE, layout.KIND_KNOTS, layout.KIND_PIECES}
+
+
+# `golden/v2` was left in the same way, with compressed segments: an index of version 2, a manifest of version 2,
+# values in a dictionary and values in pages without one, and a plain segment over them.
+
+
+@pytest.fixture
+def compressed(tmp_path):
+    shutil.copytree(GOLDEN / "v2", tmp_path / "v2")
+    return tmp_path / "v2"
+
+
+def test_version_2_passes_the_check(compressed) -> None:
+    report = verify(OsFileSystem(), compressed)
+
+    assert (report.findings, report.warnings) == ([], [])
+    assert report.rows == 25_002 + 300 + 3
+
+
+def test_version_2_is_read(compressed) -> None:
+    store, recovery = open_store(OsFileSystem(), compressed, Settings())
+    rows = Scan(store.snapshot, make_range_query()).columns()
+    kinds = [segment.entry.is_compressed for segment in store.snapshot.segments]
+    store.release()
+
+    n = np.arange(20_000)
+    expected = dict(
+        zip(((1, t) for t in (n * 10).tolist()), (n**3 * 40503 % 65537 % 50 / 4).tolist(), strict=True)
+    )
+    expected |= {(1, 10 * k + 5): k / 2 for k in range(300)}
+    expected |= {(1, 0): 100.0, (3, -(2**63)): 1.5, (3, 7): -0.0, (4, 1): 0.5, (5, 2): 0.25}
+    times = np.cumsum(np.arange(5_000) % 7 + 1)
+    values = np.sqrt(np.arange(5_000))
+    expected |= dict(zip(((2, t) for t in times.tolist()), values.tolist(), strict=True))
+    keys = list(zip(rows.series_id.tolist(), rows.timestamp.tolist(), strict=True))
+    assert dict(zip(keys, rows.value.tolist(), strict=True)) == expected
+    assert keys == sorted(expected)
+    assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
+    assert kinds.count(True) >= 2
+    assert kinds.count(False) == 1
