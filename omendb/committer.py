@@ -16,6 +16,7 @@ import numpy as np
 
 from omendb.errors import DiskFullError, InvalidRequestError, OmenError, OverloadedError, WalFailedError
 from omendb.model import Batch
+from omendb.series import FIRST_ID, IDS_MAX
 from omendb.storage.format import WAL_ROWS_MAX
 
 if TYPE_CHECKING:
@@ -102,13 +103,22 @@ class Committer:
                 f"{rows} rows are too many for one insert, the maximum is {WAL_ROWS_MAX}"
             )
         with self._lock:
-            self._lifecycle.check_ready()
-            if self.refusal is not None:
-                raise self.refusal
-            if self._pending_rows > PENDING_ROWS_MAX:
-                raise OverloadedError(f"{self._pending_rows} rows wait to be written already")
+            self.check_writable()
             self._pending_rows += rows
             self._queue.put(_Insert(batch, done))
+
+    def check_writable(self) -> None:
+        """Raise what refuses every batch now.
+
+        Raises
+        ------
+        OverloadedError, NotReadyError, WalFailedError, ClosedError
+        """
+        self._lifecycle.check_ready()
+        if self.refusal is not None:
+            raise self.refusal
+        if self._pending_rows > PENDING_ROWS_MAX:
+            raise OverloadedError(f"{self._pending_rows} rows wait to be written already")
 
     def freeze(self) -> threading.Event:
         """Ask for the memtable to be frozen after what is queued; the event tells when it is."""
@@ -150,13 +160,15 @@ class Committer:
 
     def _commit(self, group: list[_Insert], rows: int) -> None:
         error = self._store_group(group)
+        if isinstance(error, InvalidRequestError) and len(group) > 1:
+            # One of them is to blame, and the others are not.
+            for waiting in group:
+                self._commit([waiting], len(waiting.batch.timestamp))
+            return
         with self._lock:
             self._pending_rows -= rows
         for waiting in group:
-            try:
-                waiting.done(error)
-            except Exception:
-                logger.exception("an insert's callback failed")
+            _answer(waiting, error)
         if error is None:
             self._metrics.commit_batch_size.observe(rows)
             self._rows_since_freeze += rows
@@ -173,7 +185,7 @@ class Committer:
         try:
             self._flusher.wait_for_room()
             self._write(_joined([waiting.batch for waiting in group]))
-        except (DiskFullError, OverloadedError) as refusal:
+        except (DiskFullError, OverloadedError, InvalidRequestError) as refusal:
             return refusal
         except WalFailedError as failure:
             self._lifecycle.fail(failure)
@@ -188,6 +200,8 @@ class Committer:
         store = self._store
         if self._lifecycle.failed.is_set():
             raise WalFailedError(str(self._lifecycle.refusal()))
+        if int(batch.series_id.max()) >= FIRST_ID:
+            self._check_named(batch)
         sequence = store.append(batch)
         if self._settings().sync_interval_ms:
             self.unsynced = True
@@ -196,6 +210,17 @@ class Committer:
             store.sync()
             self._metrics.wal_fsync_duration.observe(time.perf_counter() - started)
         store.apply(batch, sequence)
+
+    def _check_named(self, batch: Batch) -> None:
+        """Refuse ids that are reserved for named series, and have no name."""
+        ids = batch.series_id
+        wrong = (ids >= self._store.catalog.next_id) & (ids < FIRST_ID + IDS_MAX)
+        if wrong.any():
+            raise InvalidRequestError(
+                f"series_id {ids[wrong][0]} is not named yet: ids from {FIRST_ID} to "
+                f"{FIRST_ID + IDS_MAX - 1} are given by the server",
+                "series_id",
+            )
 
     def _freeze(self) -> None:
         try:
@@ -206,6 +231,13 @@ class Committer:
         self._rows_since_freeze = 0
         self.frozen_at = time.monotonic()
         self._flusher.wake()
+
+
+def _answer(waiting: _Insert, error: OmenError | None) -> None:
+    try:
+        waiting.done(error)
+    except Exception:
+        logger.exception("an insert's callback failed")
 
 
 def _joined(batches: list[Batch]) -> Batch:

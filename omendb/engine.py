@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from omendb.executor import WindowScan
     from omendb.merged import MergedScan
     from omendb.reports import SettingState
+    from omendb.storage.catalog import Catalog
     from omendb.storage.store import Store
 
 logger = logging.getLogger("omendb.engine")
@@ -305,6 +306,26 @@ class Engine:
         self.close()
 
     # Inserting.
+
+    @property
+    def catalog(self) -> Catalog:
+        """The named series.
+
+        Raises
+        ------
+        NotReadyError, ClosedError
+        """
+        return self._open_store().catalog
+
+    def check_writable(self) -> None:
+        """Raise what `submit` would raise now, whatever is inserted.
+
+        Raises
+        ------
+        OverloadedError, NotReadyError, WalFailedError, ClosedError
+        """
+        self._open_store()
+        self._committer.check_writable()
 
     def insert(self, series_id: ArrayLike, timestamp: ArrayLike, value: ArrayLike) -> int:
         """Store points; when it returns they are durable and visible, and later writes of a key win.

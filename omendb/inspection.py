@@ -181,6 +181,8 @@ def gauges(store: Store) -> list[tuple[str, str, float]]:
             "Bytes of removed files that a query still has mapped.",
             store.removed_mapped_bytes,
         ),
+        ("omendb_named_series", "Series that have a name.", store.catalog.visible),
+        ("omendb_catalog_bytes", "Memory of the names of series, as allocated.", store.catalog.memory_bytes),
         ("omendb_damaged_segments", "Segments that failed a checksum.", len(store.damaged)),
         (
             "omendb_index_bytes",

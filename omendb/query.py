@@ -39,6 +39,8 @@ class RangeQuery(msgspec.Struct, frozen=True, eq=False):
         Rows of the answer at most.
     after : tuple of int, or None
         Only rows after this ``(series_id, timestamp)``.
+    selected_by : str or None
+        What `series` was found by: cursors belong to it, and go on when it comes to find more series.
     """
 
     start: int = INT64_MIN
@@ -46,11 +48,12 @@ class RangeQuery(msgspec.Struct, frozen=True, eq=False):
     series: NDArray[np.int64] | None = None
     limit: int | None = None
     after: tuple[int, int] | None = None
+    selected_by: str | None = None
 
     @property
     def identity(self) -> int:
         """A number that tells this query from another, whatever its limit and cursor."""
-        return _identity(self.start, self.end, self.series, 0)
+        return _identity(self.start, self.end, self.series, 0, self.selected_by)
 
 
 class WindowQuery(msgspec.Struct, frozen=True, eq=False):
@@ -58,7 +61,7 @@ class WindowQuery(msgspec.Struct, frozen=True, eq=False):
 
     Attributes
     ----------
-    start, end, series : as in `RangeQuery`
+    start, end, series, selected_by : as in `RangeQuery`
     origin : int
         Windows are ``[origin + i * step, origin + (i + 1) * step)``, for every integer i.
     step : int
@@ -83,11 +86,12 @@ class WindowQuery(msgspec.Struct, frozen=True, eq=False):
     limit: int | None = None
     after: tuple[int, int] | None = None
     by: tuple[str, ...] = BY_SERIES
+    selected_by: str | None = None
 
     @property
     def identity(self) -> int:
         """A number that tells this query from another, whatever its limit and cursor."""
-        identity = _identity(self.start, self.end, self.series, self.step)
+        identity = _identity(self.start, self.end, self.series, self.step, self.selected_by)
         return identity if self.by else zlib.crc32(b"merged", identity)
 
 
@@ -97,6 +101,8 @@ def make_range_query(
     series_id: int | ArrayLike | None = None,
     limit: int | None = None,
     cursor: str | None = None,
+    *,
+    selected_by: str | None = None,
 ) -> RangeQuery:
     """Validate a range query.
 
@@ -110,17 +116,18 @@ def make_range_query(
         At least 1.
     cursor : str, optional
         From an earlier answer to the same query.
+    selected_by : str, optional
+        See `RangeQuery`.
 
     Raises
     ------
     InvalidRequestError
     """
     low, high = _range(start, end)
-    query = RangeQuery(low, high, _series(series_id), _limit(limit))
+    query = RangeQuery(low, high, _series(series_id), _limit(limit), None, selected_by)
     if cursor is None:
         return query
-    after = decode_cursor(cursor, query.identity)
-    return RangeQuery(query.start, query.end, query.series, query.limit, after)
+    return msgspec.structs.replace(query, after=decode_cursor(cursor, query.identity))
 
 
 def make_window_query(
@@ -132,6 +139,8 @@ def make_window_query(
     limit: int | None = None,
     cursor: str | None = None,
     by: str | Sequence[str] = BY_SERIES,
+    *,
+    selected_by: str | None = None,
 ) -> WindowQuery:
     """Validate a window query.
 
@@ -141,7 +150,7 @@ def make_window_query(
         Length of a window in timestamp units, at least 1.
     agg : str or sequence of str
         Names of `omendb.model.AGGREGATES`; a string may hold several, with commas.
-    start, end, series_id, limit, cursor
+    start, end, series_id, limit, cursor, selected_by
         As in `make_range_query`. Windows are aligned to `start`; without it, to multiples of `step`.
     by : str or sequence of str
         ``series_id``: each series has windows of its own. Empty: the windows are those of all series
@@ -170,6 +179,7 @@ def make_window_query(
         series=_series(series_id),
         limit=_limit(limit),
         by=_by(by),
+        selected_by=selected_by,
     )
     if cursor is None:
         return query
@@ -201,14 +211,19 @@ def decode_cursor(cursor: str, identity: int) -> tuple[int, int]:
         raise InvalidRequestError(f"cursor version {version} is not known", "cursor")
     if owner != identity:
         raise InvalidRequestError(
-            "cursor belongs to another query: repeat start, end, series_id, step and by as they were",
+            "cursor belongs to another query: repeat start, end, series_id, match[], step and by as they "
+            "were",
             "cursor",
         )
     return series_id, timestamp
 
 
-def _identity(start: int, end: int, series: NDArray[np.int64] | None, step: int) -> int:
+def _identity(
+    start: int, end: int, series: NDArray[np.int64] | None, step: int, selected_by: str | None
+) -> int:
     text = struct.pack("<qqQ", start, end, step)
+    if selected_by is not None:
+        return zlib.crc32(b"by " + selected_by.encode(), zlib.crc32(text))
     return zlib.crc32(b"all" if series is None else series.tobytes(), zlib.crc32(text))
 
 

@@ -73,6 +73,13 @@ def _lines(plan: Plan) -> Iterator[str]:
     for _, reason in plan.indexes:
         yield f"{reason}"
         yield "  the learned index is rebuilt from its segment; nothing is lost"
+    for names in plan.catalog:
+        first, count = names.entry.first_id, names.entry.count
+        yield f"{names.path}: {names.reason}"
+        yield (
+            f"  goes to quarantine; series {first} to {first + count - 1} keep their ids and points, and get "
+            f'names like lost{{series_id="{first}"}} where the log does not have theirs'
+        )
     log = plan.log
     if log is not None:
         rows = sum(loss.rows for loss in log.losses)

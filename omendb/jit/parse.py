@@ -191,7 +191,7 @@ def _float_of_bits(word: int) -> float:
 
 
 @inline_kernel
-def _byte(at: int, stop: int) -> int:
+def read_byte(at: int, stop: int) -> int:
     """Read a byte; 0, which no JSON text holds outside of strings, beyond the end."""
     if at >= stop:
         return 0
@@ -200,7 +200,7 @@ def _byte(at: int, stop: int) -> int:
 
 
 @inline_kernel
-def _word(at: int, stop: int) -> int:
+def read_word(at: int, stop: int) -> int:
     """Read eight bytes, zeros beyond the end. The body must have at least eight bytes."""
     missing = at + 8 - stop
     if missing <= 0:
@@ -241,11 +241,11 @@ def _digits_value(word: int, count: int) -> int:
 
 
 @inline_kernel
-def _parse_integer(at: int, stop: int) -> tuple[int, int]:
+def parse_integer(at: int, stop: int) -> tuple[int, int]:
     """Parse an int64; return the address after it, or 0 to give up, and the number."""
-    negative = 1 if _byte(at, stop) == _MINUS else 0
+    negative = 1 if read_byte(at, stop) == _MINUS else 0
     at += negative
-    word = _word(at, stop)
+    word = read_word(at, stop)
     count = _digit_count(word)
     if count == 0:
         return 0, 0
@@ -254,13 +254,13 @@ def _parse_integer(at: int, stop: int) -> tuple[int, int]:
     number = _digits_value(word, count)
     at += count
     if count == 8:
-        word = _word(at, stop)
+        word = read_word(at, stop)
         count = _digit_count(word)
         if count > 0:
             number = number * int(_INTEGER_POWERS[count]) + _digits_value(word, count)
             at += count
         if count == 8:
-            word = _word(at, stop)
+            word = read_word(at, stop)
             count = _digit_count(word)
             if count > 3:
                 return 0, 0
@@ -282,7 +282,7 @@ def _append_digits(at: int, stop: int, mantissa: int) -> tuple[int, int]:
     """Append the digits at `at` to a number; return the address after them, or 0 to give up."""
     count = 8
     while count == 8:
-        word = _word(at, stop)
+        word = read_word(at, stop)
         count = _digit_count(word)
         if count > 0:
             if mantissa >= int(_INTEGER_POWERS[18 - count]):
@@ -293,7 +293,7 @@ def _append_digits(at: int, stop: int, mantissa: int) -> tuple[int, int]:
 
 
 @inline_kernel
-def _parse_value(at: int, stop: int) -> tuple[int, float]:
+def parse_value(at: int, stop: int) -> tuple[int, float]:
     """Parse a JSON number into the nearest float64; return the address after it, or 0 to give up.
 
     Notes
@@ -304,28 +304,28 @@ def _parse_value(at: int, stop: int) -> tuple[int, float]:
     ----------
     .. [1] Clinger, How to read floating point numbers accurately, 1990.
     """
-    negative = _byte(at, stop) == _MINUS
+    negative = read_byte(at, stop) == _MINUS
     if negative:
         at += 1
-    first = _byte(at, stop)
+    first = read_byte(at, stop)
     start = at
     at, mantissa = _append_digits(at, stop, 0)
     if at == start or at == 0 or (first == _ZERO and at - start > 1):
         return 0, 0.0
     exponent = 0
     plain = True
-    if _byte(at, stop) == _POINT:
+    if read_byte(at, stop) == _POINT:
         plain = False
         start = at + 1
         at, mantissa = _append_digits(start, stop, mantissa)
         if at == start or at == 0:
             return 0, 0.0
         exponent = start - at
-    if _byte(at, stop) | 0x20 == _EXPONENT:
+    if read_byte(at, stop) | 0x20 == _EXPONENT:
         plain = False
-        sign = _byte(at + 1, stop)
+        sign = read_byte(at + 1, stop)
         at += 2 if sign == _MINUS or sign == _PLUS else 1
-        word = _word(at, stop)
+        word = read_word(at, stop)
         count = _digit_count(word)
         if count == 0 or count > 4:
             return 0, 0.0
@@ -402,10 +402,10 @@ def _round_decimal(mantissa: int, exponent: int) -> int:
 @inline_kernel
 def _parse_key(at: int, stop: int) -> int:
     """Recognise the key at `at`; return its field, or -1 to give up."""
-    head = _word(at, stop)
-    if head == _SERIES_HEAD and _word(at + 3, stop) == _SERIES_TAIL:
+    head = read_word(at, stop)
+    if head == _SERIES_HEAD and read_word(at + 3, stop) == _SERIES_TAIL:
         return _SERIES
-    if head == _TIMESTAMP_HEAD and _word(at + 3, stop) == _TIMESTAMP_TAIL:
+    if head == _TIMESTAMP_HEAD and read_word(at + 3, stop) == _TIMESTAMP_TAIL:
         return _TIMESTAMP
     if head & _VALUE_MASK == _VALUE_HEAD:
         return _VALUE
@@ -423,7 +423,7 @@ def _parse_name(at: int, stop: int) -> tuple[int, int]:
     if field < 0:
         return 0, 0
     at = _skip_space(at + (7 if field == _VALUE else 11), stop)
-    if _byte(at, stop) != _COLON:
+    if read_byte(at, stop) != _COLON:
         return 0, 0
     return _skip_space(at + 1, stop), field
 
@@ -449,7 +449,7 @@ def _parse_columns(
         if at == 0 or seen >> field & 1:
             return 0, 0
         seen |= 1 << field
-        array = _byte(at, stop) == _OPEN_ARRAY
+        array = read_byte(at, stop) == _OPEN_ARRAY
         if array:
             at = _skip_space(at + 1, stop)
         elif field == _SERIES:
@@ -462,10 +462,10 @@ def _parse_columns(
             if length >= len(out_value):
                 return 0, 0
             if field == _VALUE:
-                at, value = _parse_value(at, stop)
+                at, value = parse_value(at, stop)
                 out_value[length] = value
             else:
-                at, number = _parse_integer(at, stop)
+                at, number = parse_integer(at, stop)
                 if field == _TIMESTAMP:
                     out_timestamp[length] = number
                 else:
@@ -478,13 +478,13 @@ def _parse_columns(
             at = _skip_space(at, stop)
             if not array:
                 break
-            mark = _byte(at, stop)
+            mark = read_byte(at, stop)
             at = _skip_space(at + 1, stop)
         if array:
             if mark != _CLOSE_ARRAY or (count != 0 and count != length):
                 return 0, 0
             count = length
-        mark = _byte(at, stop)
+        mark = read_byte(at, stop)
     if mark != _CLOSE_OBJECT or seen != _ALL_FIELDS:
         return 0, 0
     if one_series:
@@ -502,16 +502,16 @@ def _parse(
     out_value: NDArray[np.float64],
 ) -> tuple[int, int]:
     """Parse the body at an address; see `parse_points`."""
-    if length < _OBJECT_BYTES_MIN:  # from here on there are the eight bytes that `_word` needs
+    if length < _OBJECT_BYTES_MIN:  # from here on there are the eight bytes that `read_word` needs
         return 0, GIVE_UP
     stop = address + length
     at = _skip_space(address, stop)
-    array = _byte(at, stop) == _OPEN_ARRAY
+    array = read_byte(at, stop) == _OPEN_ARRAY
     if array:
         at = _skip_space(at + 1, stop)
     count = 0
     while True:
-        if _byte(at, stop) != _OPEN_OBJECT or count >= len(out_value):
+        if read_byte(at, stop) != _OPEN_OBJECT or count >= len(out_value):
             return 0, GIVE_UP
         opening = at
         seen = 0
@@ -526,9 +526,9 @@ def _parse(
                 break
             seen |= 1 << field
             if field == _VALUE:
-                at, value = _parse_value(at, stop)
+                at, value = parse_value(at, stop)
             else:
-                at, number = _parse_integer(at, stop)
+                at, number = parse_integer(at, stop)
                 if field == _SERIES:
                     series = number
                 else:
@@ -537,7 +537,7 @@ def _parse(
                 seen = 0
                 break
             at = _skip_space(at, stop)
-            mark = _byte(at, stop)
+            mark = read_byte(at, stop)
         if seen != _ALL_FIELDS or mark != _CLOSE_OBJECT or series < 0:
             if array:
                 return 0, GIVE_UP
@@ -553,7 +553,7 @@ def _parse(
         if not array:
             break
         at = _skip_space(at, stop)
-        mark = _byte(at, stop)
+        mark = read_byte(at, stop)
         at += 1
         if mark == _CLOSE_ARRAY:
             break
@@ -569,7 +569,7 @@ def _parse(
 def _count_bound(address: int, length: int) -> int:
     """Bound the points of the body at an address; see `count_points_bound`."""
     stop = address + length
-    if _byte(_skip_space(address, stop), stop) == _OPEN_ARRAY:
+    if read_byte(_skip_space(address, stop), stop) == _OPEN_ARRAY:
         return length // _OBJECT_BYTES_MIN + 1
     commas = 0
     for index in range(length):

@@ -12,6 +12,8 @@ from omendb.jit import (
     blocks,
     encode,
     fold,
+    labels,
+    lines,
     merge,
     pages,
     parse,
@@ -28,7 +30,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MODULES = (search, pla, blocks, merge, ahead, window, split, fold, encode, answer, parse, records, pages)
+_MODULES = (
+    search,
+    pla,
+    blocks,
+    merge,
+    ahead,
+    window,
+    split,
+    fold,
+    encode,
+    answer,
+    parse,
+    records,
+    pages,
+    lines,
+    labels,
+)
 
 
 class Warmed(NamedTuple):

@@ -37,6 +37,9 @@ async def answer(bound: Bound, scope: Message, receive: Receive, send: Send) -> 
             bound.routes, method, scope["path"], lambda: _authorization(scope), _client(scope)
         )
         request = Request(method, scope["query_string"].decode("latin-1"), waiter.finish)
+        if route.takes_encoding:
+            given_encoding = dict(scope["headers"]).get(b"content-encoding", b"")
+            request.content_encoding = given_encoding.decode("latin-1")
         if route.takes_body:
             body, held_bytes = await read_asgi(receive, scope["headers"], bound.bodies)
             request.complete(body)

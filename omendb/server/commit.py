@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INSERTED_NONE = Response(200, b'{"inserted":0}')
 INSERTED_ONE = Response(200, b'{"inserted":1}')
+WRITTEN = Response(204, b"", [])
 
 
 class Commit:
@@ -69,14 +70,24 @@ class Commit:
         metrics.insert_batch_size.observe(count)
         seconds = perf_counter() - request.started
         metrics.insert_duration.observe(seconds)
-        settings = self._settings()
-        if seconds * 1e3 >= settings.slow_query_ms and self._log is not None:
+        if seconds * 1e3 >= self._settings().slow_query_ms and self._log is not None:
             self._log.slow_insert(count, seconds)
-        interval = max(self._sync_interval_ms, settings.sync_interval_ms)
+        request.finish(self._response())
+
+    def _response(self) -> Response:
+        count = self._count
+        interval = max(self._sync_interval_ms, self._settings().sync_interval_ms)
         if interval:
-            within = (count, interval)
-            request.finish(Response(200, b'{"inserted":%d,"synced_within_ms":%d}' % within))
-        elif count == 1:
-            request.finish(INSERTED_ONE)
-        else:
-            request.finish(Response(200, b'{"inserted":%d}' % count))
+            return Response(200, b'{"inserted":%d,"synced_within_ms":%d}' % (count, interval))
+        if count == 1:
+            return INSERTED_ONE
+        return Response(200, b'{"inserted":%d}' % count)
+
+
+class WriteCommit(Commit):
+    """An insert that is answered as InfluxDB answers a write: 204, without a body."""
+
+    __slots__ = ()
+
+    def _response(self) -> Response:
+        return WRITTEN

@@ -25,14 +25,19 @@ from omendb.query import RangeQuery, make_range_query, make_window_query
 from omendb.server import encode, large_query, query_string, wire
 from omendb.server.arrow import ArrowForm
 from omendb.server.commit import INSERTED_NONE, Commit
+from omendb.server.named_series import MATCH, NamedSeries
 from omendb.server.request import Response, Waiter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from omendb.engine import Engine
     from omendb.executor import Scan, WindowScan
     from omendb.merged import MergedScan
     from omendb.model import Batch
     from omendb.query import WindowQuery
+    from omendb.series import Selector
     from omendb.server.health import Health
     from omendb.server.query_log import Asked, QueryLog
     from omendb.server.request import Answer, Request, StreamedResponse
@@ -41,7 +46,9 @@ if TYPE_CHECKING:
 INLINE_BODY_BYTES = 262_144
 """Bodies up to this size are decoded in the caller's thread: 0.2 ms for 4,000 points."""
 
-QUERY_PARAMETERS = frozenset(("start", "end", "series_id", "limit", "cursor", "format", "step", "agg", "by"))
+QUERY_PARAMETERS = frozenset(
+    ("start", "end", "series_id", MATCH, "limit", "cursor", "format", "step", "agg", "by")
+)
 EMPTY_PARAMETERS = frozenset(("by",))
 NO_PARAMETERS: frozenset[str] = frozenset()
 
@@ -57,6 +64,11 @@ class Handlers:
     health : Health
     work : Work
     log : QueryLog, optional
+
+    Attributes
+    ----------
+    named : NamedSeries
+        The handlers that know series by name.
     """
 
     def __init__(self, engine: Engine, health: Health, work: Work, log: QueryLog | None = None) -> None:
@@ -66,6 +78,7 @@ class Handlers:
         self._metrics = engine.metrics
         self._settings = lambda: engine.settings
         self._log = log
+        self.named = NamedSeries(engine, health, work, log)
 
     def insert(self, request: Request) -> Answer:
         """Answer ``POST /insert`` once its points are durable and visible."""
@@ -94,14 +107,40 @@ class Handlers:
         """Answer ``GET /query``: rows or windows."""
         self._health.require_started()
         given = query_string.parse(request.query_string, QUERY_PARAMETERS, EMPTY_PARAMETERS)
+        selectors = self.named.selectors(given)
+        if selectors is None:
+            return self._query(request, given, query_string.integers(given, "series_id"))
+        if "series_id" in given:
+            raise InvalidRequestError(f"{MATCH} and series_id cannot be given together", MATCH)
+        if self.named.is_quick():
+            return self._query(request, given, None, self.named.select(selectors))
+        return self._query_later(request, given, selectors)
+
+    async def _query_later(
+        self, request: Request, given: dict[str, list[str]], selectors: list[Selector]
+    ) -> Response | StreamedResponse:
+        selected = await self._work.start_query(partial(self.named.select, selectors))
+        answer = self._query(request, given, None, selected)
+        assert answer is not None
+        return answer if isinstance(answer, Response) else await answer
+
+    def _query(
+        self,
+        request: Request,
+        given: dict[str, list[str]],
+        series: list[int] | None,
+        selected: NDArray[np.int64] | None = None,
+    ) -> Answer:
+        # One series is the usual case, and much cheaper to check as a number than as a list.
+        series_id = series[0] if series is not None and len(series) == 1 else series
+        chosen = series_id if selected is None else selected
+        # Cursors belong to the selectors, not to the series that they happen to find now.
+        selected_by = None if selected is None else "\n".join(given[MATCH])
         form = query_string.single(given, "format")
         if form not in (None, "rows", "columns", "arrow"):
             raise InvalidRequestError(f"format must be rows, columns or arrow, got {form!r}", "format")
         start = query_string.integer(given, "start")
         end = query_string.integer(given, "end")
-        series = query_string.integers(given, "series_id")
-        # One series is the usual case, and much cheaper to check as a number than as a list.
-        series_id = series[0] if series is not None and len(series) == 1 else series
         limit = query_string.integer(given, "limit")
         cursor = query_string.single(given, "cursor")
         step = query_string.integer(given, "step")
@@ -112,14 +151,15 @@ class Handlers:
             agg = query_string.words(given, "agg") or ("mean",)
             by = query_string.single(given, "by")
             wanted = make_window_query(
-                step, agg, start, end, series_id, limit, cursor, BY_SERIES if by is None else by
+                *(step, agg, start, end, chosen, limit, cursor, BY_SERIES if by is None else by),
+                selected_by=selected_by,
             )
             names, by_series = wanted.aggregates, bool(wanted.by)
         elif "agg" in given or "by" in given:
             name = "agg" if "agg" in given else "by"
             raise InvalidRequestError(f"{name} needs step, the length of a window", name)
         else:
-            wanted = make_range_query(start, end, series_id, limit, cursor)
+            wanted = make_range_query(start, end, chosen, limit, cursor, selected_by=selected_by)
         columns = form == "columns"
         asked = (start, end, series, step, form)
         if form == "arrow" or not by_series:
@@ -232,7 +272,9 @@ class Handlers:
 
 CALLS = (
     "POST /insert",
+    "POST /write",
     "GET /query",
+    "GET /series",
     "GET /admin/stats",
     "GET /admin/index-stats",
     "GET /admin/config",

@@ -22,9 +22,11 @@ from omendb.model import AGGREGATES, INT64_MAX, INT64_MIN
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, SettingState, Stats
 from omendb.server.entrance import OPEN_PATHS
 from omendb.server.health import NotReady
+from omendb.server.line_protocol import PRECISIONS
+from omendb.server.named_series import SERIES_DEFAULT, SERIES_MAX
 from omendb.server.problems import STATUSES, Problem
 from omendb.server.request import Response
-from omendb.server.wire import BackupBody, EmptyBody, Int64, Point, RetrainBody, SeriesId
+from omendb.server.wire import BackupBody, EmptyBody, Int64, Point, RetrainBody, SeriesAnswer, SeriesId
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,7 +154,7 @@ class ErrorBody(msgspec.Struct, forbid_unknown_fields=True):
 _QUERY_ANSWERS = (RowsAnswer, ColumnsAnswer, WindowRowsAnswer, WindowColumnsAnswer)
 _TYPES = (
     *(Point, PointColumns, RetrainBody, EmptyBody, Inserted, *_QUERY_ANSWERS),
-    *(BackupBody, BackupReport, Backups),
+    *(BackupBody, BackupReport, Backups, SeriesAnswer),
     *(Stats, IndexStats, SettingState, RetrainReport, GcReport, Alive, Ready, NotReady, Index, ErrorBody),
 )
 
@@ -169,10 +171,18 @@ ARROW = "application/vnd.apache.arrow.stream"
 _FORMATS: Schema = {"enum": ["rows", "columns", "arrow"], "default": "rows"}
 _BY: Schema = {"enum": ["series_id", ""], "default": "series_id"}
 
+_MATCH: Schema = {
+    "type": "array",
+    "minItems": 1,
+    # A name without braces: JSON Schema could say more of selectors, and nobody could read it.
+    "items": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+}
+
 PARAMETERS: dict[str, tuple[Schema, str]] = {
     "start": (_INT64, "First timestamp of the range, inclusive."),
     "end": (_INT64, "Last timestamp of the range, inclusive."),
     "series_id": (_SERIES, "One or several series; commas are taken too. All without it."),
+    "match[]": (_MATCH, "Named series; one of several, when it is given more than once."),
     "limit": (_FROM_1, "Rows (or windows) of the answer at most."),
     "cursor": ({"type": "string", "pattern": CURSOR_PATTERN}, "From an earlier answer to the same query."),
     "format": (_FORMATS, "One object a row, one array a column, or an Arrow stream."),
@@ -183,14 +193,31 @@ PARAMETERS: dict[str, tuple[Schema, str]] = {
 """Schema and description of each parameter of ``GET /query``."""
 
 
+_IGNORED = "Of InfluxDB; accepted, and without a meaning here."
+WRITE_PARAMETERS: dict[str, tuple[Schema, str]] = {
+    "precision": ({"enum": list(PRECISIONS), "default": "ns"}, "Unit of the timestamps in the body."),
+    **{
+        name: ({"type": "string", "minLength": 1}, _IGNORED) for name in ("db", "rp", "u", "p", "consistency")
+    },
+}
+"""The same of ``POST /write``."""
+
+SERIES_PARAMETERS: dict[str, tuple[Schema, str]] = {
+    "match[]": PARAMETERS["match[]"],
+    "limit": (_FROM_1 | {"maximum": SERIES_MAX, "default": SERIES_DEFAULT}, "Series of the answer at most."),
+    "cursor": PARAMETERS["cursor"],
+}
+"""The same of ``GET /series``."""
+
+
 class Operation(NamedTuple):
     """What the description says of one call.
 
     Attributes
     ----------
     summary : str
-    answer : dict
-        Schema of the body of 200.
+    answer : dict or None
+        Schema of the body of 200; None for 204, which has none.
     statuses : tuple of int
         Of its errors, without those that come with reading a body.
     body : dict or None
@@ -202,16 +229,19 @@ class Operation(NamedTuple):
         Schema of the body of 503 where it is not an error's.
     binary : tuple of str
         Other media types of the answer.
+    media_type : str
+        Of the request's body.
     """
 
     summary: str
-    answer: Schema
+    answer: Schema | None
     statuses: tuple[int, ...] = ()
     body: Schema | None = None
     body_required: bool = False
     parameters: Mapping[str, tuple[Schema, str]] = {}
     not_ready: Schema | None = None
     binary: tuple[str, ...] = ()
+    media_type: str = "application/json"
 
 
 def _ref(kind: type) -> Schema:
@@ -234,6 +264,20 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         (400, 500, 503, 507),
         body=_POINTS,
         body_required=True,
+    ),
+    ("POST", "/write"): Operation(
+        "Stores points in InfluxDB's line protocol; answers when they are durable and visible.",
+        None,
+        (400, 500, 503, 507),
+        body={"type": "string"},
+        parameters=WRITE_PARAMETERS,
+        media_type="text/plain",
+    ),
+    ("GET", "/series"): Operation(
+        "Named series: ids, measurements, fields and tags.",
+        _ref(SeriesAnswer),
+        (400, 500, 503),
+        parameters=SERIES_PARAMETERS,
     ),
     ("GET", "/query"): Operation(
         "Rows of a range, or aggregates of windows.",
@@ -355,7 +399,9 @@ def _path_item(path: str, methods: Mapping[str, Route]) -> Schema:
 def _operation(operation: Operation, entry: tuple[int, ...], *, takes_body: bool) -> Schema:
     assert takes_body == (operation.body is not None), operation.summary
     statuses = sorted({*operation.statuses, *(BODY_STATUSES if takes_body else ()), *entry})
-    responses: Schema = {"200": {"description": "Done.", "content": _json(operation.answer)}}
+    responses: Schema = {"204": {"description": "Done."}}
+    if operation.answer is not None:
+        responses = {"200": {"description": "Done.", "content": _json(operation.answer)}}
     for kind in operation.binary:
         responses["200"]["content"][kind] = {"schema": {"type": "string", "format": "binary"}}
     for status in statuses:
@@ -369,7 +415,8 @@ def _operation(operation: Operation, entry: tuple[int, ...], *, takes_body: bool
             for name, (schema, text) in operation.parameters.items()
         ]
     if operation.body is not None:
-        described["requestBody"] = {"content": _json(operation.body), "required": operation.body_required}
+        content = {operation.media_type: {"schema": operation.body}}
+        described["requestBody"] = {"content": content, "required": operation.body_required}
     return described
 
 

@@ -253,7 +253,7 @@ class QueryLog:
         suppressed = self._limit.take(code_of(error))
         if suppressed is None:
             return
-        if path == "/insert" and request is not None:
+        if path in ("/insert", "/write") and request is not None:
             logger.warning(
                 "insert failed rows=%d status=%d code=%s error=%s suppressed=%d duration_ms=%.3f",
                 rows,

@@ -35,13 +35,15 @@ class Request:
     ----------
     body : bytes
         Empty until it was read, and for routes that take none.
+    content_encoding : str
+        That of the body, for routes that take one; empty without.
     rows : int
         Rows of an insert, once they are known.
     started : float
         `time.perf_counter` when the request was complete.
     """
 
-    __slots__ = ("body", "finish", "method", "query_string", "rows", "started")
+    __slots__ = ("body", "content_encoding", "finish", "method", "query_string", "rows", "started")
 
     def __init__(self, method: str, query_string: str, finish: Callable[[Outcome], None]) -> None:
         self.method = method
@@ -49,6 +51,7 @@ class Request:
         self.finish = finish
         self.body = b""
         self.rows = 0
+        self.content_encoding = ""
         self.started = perf_counter()
 
     def complete(self, body: bytes) -> None:

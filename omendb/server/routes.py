@@ -29,11 +29,14 @@ class Route(NamedTuple):
         Whether the body is read before the handler is called.
     failures : Counter or None
         What counts the errors of this call.
+    takes_encoding : bool
+        Whether the handler wants to know how the body is encoded.
     """
 
     handler: Callable[[Request], Answer]
     takes_body: bool = False
     failures: Counter | None = None
+    takes_encoding: bool = False
 
 
 class Routes:
@@ -78,10 +81,13 @@ def api_routes(handlers: Handlers, metrics: Metrics) -> Routes:
     """Return the calls of the HTTP API."""
     query = Route(handlers.query, failures=metrics.query_failures_total)
     insert = Route(handlers.insert, takes_body=True, failures=metrics.insert_failures_total)
+    write = insert._replace(handler=handlers.named.write, takes_encoding=True)
     calls = {
         "/": {"GET": Route(handlers.index)},
         "/insert": {"POST": insert},
+        "/write": {"POST": write},
         "/query": {"GET": query},
+        "/series": {"GET": Route(handlers.named.series, failures=metrics.query_failures_total)},
         "/admin/stats": {"GET": Route(handlers.stats)},
         "/admin/index-stats": {"GET": Route(handlers.index_stats)},
         "/admin/config": {"GET": Route(handlers.config)},

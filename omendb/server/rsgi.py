@@ -63,6 +63,8 @@ class Exchange:
             bound = self._bound
             self._route = route = bound.entrance.pass_rsgi(bound.routes, method, scope.path, scope)
             self._request = request = Request(method, scope.query_string, self._finish)
+            if route.takes_encoding:
+                request.content_encoding = scope.headers.get("content-encoding") or ""
             if route.takes_body:
                 self._read = read_rsgi(self._protocol, scope.headers, self._bound.bodies, self._arrived)
             else:

@@ -38,6 +38,23 @@ class Points(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     value: float | list[float]
 
 
+class SeriesName(msgspec.Struct, forbid_unknown_fields=True):
+    """A named series."""
+
+    series_id: SeriesId
+    measurement: str
+    field: str
+    tags: dict[str, str]
+
+
+class SeriesAnswer(msgspec.Struct, forbid_unknown_fields=True):
+    """Named series, ascending by id."""
+
+    count: int
+    series: list[SeriesName]
+    cursor: str | None
+
+
 class RetrainBody(msgspec.Struct, forbid_unknown_fields=True):
     """The optional body of ``POST /admin/retrain-index``."""
 

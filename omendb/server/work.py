@@ -3,7 +3,8 @@
 Queries that may touch many rows, and the parsing of large bodies, run in threads: kernels release the
 GIL. What is beyond the bounds is refused with 503 at once, because a queue without end helps nobody.
 
-Thread safety: everything here belongs to the event loop's thread, and starts work in others.
+Thread safety: everything here but `Work.run_decode` belongs to the event loop's thread, and starts work in
+others.
 """
 
 from __future__ import annotations
@@ -86,6 +87,10 @@ class Work:
     def start_decode(self, function: Callable[[bytes], Result], body: bytes) -> asyncio.Future[Result]:
         """Read a body in a thread."""
         return asyncio.get_running_loop().run_in_executor(self._decode_pool, function, body)
+
+    def run_decode(self, function: Callable[[], None]) -> None:
+        """Run the whole of an insert in a thread; from any thread. The function must not raise."""
+        self._decode_pool.submit(function)
 
     async def run_admin(self, function: Callable[[], Result]) -> Result:
         """Run an administrative call in a thread, after those before it.

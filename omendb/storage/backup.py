@@ -150,7 +150,7 @@ class Backup:
         OSError
         """
         self._manifest, self._sequence = loaded, synced_sequence
-        for name in data_names(loaded):
+        for name in manifest.data_names(loaded):
             path = source / filenames.DATA_DIRECTORY / name
             target = self._temporary / filenames.DATA_DIRECTORY / name
             try:
@@ -192,6 +192,7 @@ class Backup:
         )
         _write(fs, self._temporary / filenames.MANIFEST, body)
         size = sum(entry.bytes + entry.index.bytes for entry in loaded.segments)
+        size += sum(entry.bytes for entry in loaded.catalog)
         record = Record(
             manifest_version=loaded.version,
             sequence=self._sequence,
@@ -240,18 +241,6 @@ class Backup:
                 raise CorruptionError(str(held.source), stop, f"the record after {reached} cannot be read")
         self._log.clear()
         return files, rows
-
-
-def data_names(loaded: Manifest) -> list[str]:
-    """Names in the data directory that a manifest names."""
-    return [
-        name
-        for entry in loaded.segments
-        for name in (
-            filenames.segment_name(entry.number),
-            filenames.index_name(entry.number, entry.index.number),
-        )
-    ]
 
 
 def check_name(name: str) -> None:

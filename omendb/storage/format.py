@@ -9,7 +9,8 @@ import xxhash
 # WAL file (docs/format/wal.md).
 WAL_MAGIC = b"OMENWAL1"
 WAL_FILE_HEADER = struct.Struct("<8sIIQQ")  # magic, version, zero, file number, checksum
-WAL_VERSION = 1
+WAL_VERSION = 2
+WAL_VERSIONS_READ = (1, 2)  # version 1 had no records of names
 WAL_RECORD_MAGIC = 0x444E4D4F  # "OMND"
 # magic, type, sequence, synced sequence, rows, payload bytes, payload checksum, header checksum
 WAL_RECORD_HEADER = struct.Struct("<IIQQIIQQ")
@@ -17,11 +18,18 @@ WAL_RECORD_HEADER_CHECKED = WAL_RECORD_HEADER.size - 8  # bytes that the header'
 WAL_ROWS_MAX = 64 * 1024 * 1024  # rows in one record: keeps its payload below 2 GiB
 RECORD_POINTS = 1  # payload: series_id[n], timestamp[n], value[n]
 RECORD_SERIES = 2  # payload: series_id, timestamp[n], value[n]: all points of one series
+RECORD_NAMES = 3  # payload: names of series (docs/format/catalog.md); rows counts them
+WAL_NAMES_BYTES_MAX = 16 * 1024 * 1024  # keys in one record of names, unless a single one is longer
+
+# Catalog file (docs/format/catalog.md).
+CATALOG_MAGIC = b"OMENCAT1"
+CATALOG_VERSION = 1
+CATALOG_HEADER = struct.Struct("<8sII")  # magic, version, number of names
 
 # Manifest (docs/format/manifest.md).
 MANIFEST_MAGIC = "omendb-manifest"
-MANIFEST_VERSION = 1
-MANIFEST_VERSION_COMPRESSED = 2  # the same, with compressed segments; written only where there are any
+MANIFEST_VERSION = 2
+MANIFEST_VERSIONS_READ = (1, 2)  # version 1 had neither a catalog nor compressed segments
 
 # Record of a backup (docs/format/backup.md).
 BACKUP_MAGIC = "omendb-backup"

@@ -94,6 +94,27 @@ class SegmentEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         )
 
 
+class CatalogEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of names of series.
+
+    Attributes
+    ----------
+    number : int
+        Its file number.
+    first_id, count : int
+        It names the series of these consecutive ids.
+    bytes : int
+    checksum : str
+        XXH3-64 of the file but its last 8 bytes, which are the same, 16 hexadecimal digits.
+    """
+
+    number: int
+    first_id: int
+    count: int
+    bytes: int
+    checksum: str
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a data directory holds.
 
@@ -116,6 +137,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ``boundaries[i]``, the outermost two without limit.
     segments : list of SegmentEntry
         In ascending order of `last_sequence`, then of `number`.
+    catalog : list of CatalogEntry
+        In ascending order of ids, without gaps. Names that the log holds are not in it yet.
     """
 
     version: int
@@ -126,6 +149,22 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     covered_sequence: int
     boundaries: list[int]
     segments: list[SegmentEntry]
+    catalog: list[CatalogEntry] = []
+
+
+def data_names(loaded: Manifest) -> list[str]:
+    """Return the names in the data directory that a manifest names."""
+    return [
+        *(
+            name
+            for entry in loaded.segments
+            for name in (
+                filenames.segment_name(entry.number),
+                filenames.index_name(entry.number, entry.index.number),
+            )
+        ),
+        *(filenames.catalog_name(entry.number) for entry in loaded.catalog),
+    ]
 
 
 _decoder = msgspec.json.Decoder(Manifest)
@@ -134,11 +173,7 @@ _decoder = msgspec.json.Decoder(Manifest)
 def encode(manifest: Manifest) -> bytes:
     """Return the bytes of the file."""
     body = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    # Earlier programs go on to open what they can read, and name the version where they cannot.
-    version = format.MANIFEST_VERSION
-    if any(entry.is_compressed for entry in manifest.segments):
-        version = format.MANIFEST_VERSION_COMPRESSED
-    head = f"{format.MANIFEST_MAGIC} {version} {format.checksum(body):016x}\n"
+    head = f"{format.MANIFEST_MAGIC} {format.MANIFEST_VERSION} {format.checksum(body):016x}\n"
     return head.encode() + body
 
 
@@ -154,8 +189,7 @@ def decode(data: bytes, path: str) -> Manifest:
     words = head.split(b" ")
     if not separator or len(words) != 3 or words[0] != format.MANIFEST_MAGIC.encode():
         raise CorruptionError(path, 0, "this is no manifest")
-    known = (format.MANIFEST_VERSION, format.MANIFEST_VERSION_COMPRESSED)
-    if words[1] not in [str(version).encode() for version in known]:
+    if words[1] not in [str(version).encode() for version in format.MANIFEST_VERSIONS_READ]:
         raise CorruptionError(path, 0, f"manifest version {words[1].decode(errors='replace')} is not known")
     if words[2] != f"{format.checksum(body):016x}".encode():
         raise CorruptionError(path, 0, "the manifest does not match its checksum")

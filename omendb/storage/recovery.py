@@ -16,11 +16,15 @@ import msgspec
 import numpy as np
 
 from omendb.errors import CorruptionError
+from omendb.jit import layout
 from omendb.model import Batch
+from omendb.series import FIRST_ID, IDS_MAX
 from omendb.storage import compaction, filenames, manifest
+from omendb.storage.catalog import Catalog
 from omendb.storage.decoded_cache import DecodedCache
 from omendb.storage.fs import discard
 from omendb.storage.memtable import Memtable
+from omendb.storage.names import read_file
 from omendb.storage.segment import IndexDamageError, Segment, open_segment, rebuild_index
 from omendb.storage.segment_writer import write_index
 from omendb.storage.store import SEGMENT_ROWS_MAX, Store
@@ -141,8 +145,15 @@ def _open_locked(
     segments, loaded = _open_segments(fs, data_directory, loaded, settings, report, found, cache)
     _remove_unnamed(fs, data_directory, loaded, found)
 
-    memtables, files = _replay(fs, wal_directory, loaded, settings, report, found)
-    last_sequence = max([loaded.covered_sequence, *(m.last_sequence for m in memtables if not m.is_empty)])
+    catalog = Catalog()
+    for entry in loaded.catalog:
+        path = str(data_directory / filenames.catalog_name(entry.number))
+        catalog.restore(read_file(fs, data_directory, entry), path)
+    catalog.filed = catalog.count
+    memtables, files = _replay(fs, wal_directory, loaded, catalog, settings, report, found)
+    _check_named(directory, segments, memtables, catalog)
+    # Not only of points: the log may end with names.
+    last_sequence = max([loaded.covered_sequence, *(file.last_sequence for file in files)])
     if files:
         # What the page cache gave us may not be on the disk yet, and is served from now on.
         tail = fs.reopen(wal_directory / filenames.wal_name(files[-1].number))
@@ -167,6 +178,7 @@ def _open_locked(
         segments,
         memtables[:-1],
         memtables[-1],
+        catalog,
         lock,
         cache,
         partition_rows,
@@ -248,8 +260,7 @@ def _open_segments(
 
 def _remove_unnamed(fs: FileSystem, data_directory: Path, loaded: Manifest, found: Recovery) -> None:
     """Remove files of ours that the manifest does not name: left by a crash between write and commit."""
-    named = {filenames.segment_name(entry.number) for entry in loaded.segments}
-    named |= {filenames.index_name(entry.number, entry.index.number) for entry in loaded.segments}
+    named = set(manifest.data_names(loaded))
     for name in fs.names(data_directory):
         if filenames.is_ours(name) and name not in named:
             logger.info("recovery removes data/%s: the manifest does not name it", name)
@@ -257,10 +268,38 @@ def _remove_unnamed(fs: FileSystem, data_directory: Path, loaded: Manifest, foun
             found.removed_files += 1
 
 
+def _check_named(
+    directory: Path, segments: list[Segment], memtables: list[Memtable], catalog: Catalog
+) -> None:
+    """Make sure that every point of a named series has its name, and that no id is given twice.
+
+    Raises
+    ------
+    CorruptionError
+    """
+    highest = FIRST_ID - 1
+    stop = FIRST_ID + IDS_MAX
+    ids = [
+        segment.index.runs[:, layout.RUN_SERIES]
+        for segment in segments
+        if segment.entry.last_series >= FIRST_ID
+    ]
+    for series in (*ids, *(memtable.series_ids() for memtable in memtables)):
+        reserved = series[(series >= FIRST_ID) & (series < stop)]
+        if len(reserved):
+            highest = max(highest, int(reserved.max()))
+    if not catalog.count:
+        # Ids that somebody chose before they were reserved stay theirs.
+        catalog.begin_at(highest + 1)
+    elif highest >= catalog.next_id:
+        raise CorruptionError(str(directory), 0, f"series {highest} has points, but no name")
+
+
 def _replay(
     fs: FileSystem,
     wal_directory: Path,
     loaded: Manifest,
+    catalog: Catalog,
     settings: Settings,
     report: Callable[[str, float], None],
     found: Recovery,
@@ -295,10 +334,13 @@ def _replay(
     for record in replay(
         fs, wal_directory, loaded.first_wal_file, loaded.covered_sequence, files, _ROWS_AT_ONCE
     ):
+        found.replayed_records += record.sequence - max(record.first_sequence - 1, loaded.covered_sequence)
+        if record.names is not None:
+            catalog.restore(record.names, str(wal_directory))
+            continue
         rows = len(record.batch.timestamp)
         waiting.append(record)
         waiting_rows += rows
-        found.replayed_records += record.sequence - max(record.first_sequence - 1, loaded.covered_sequence)
         found.replayed_rows += rows
         if waiting_rows >= _ROWS_AT_ONCE:
             insert()

@@ -14,6 +14,7 @@ with nothing lost that the first attempt would have kept.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,9 +26,12 @@ from omendb.config import Settings
 from omendb.errors import CorruptionError, OmenError
 from omendb.jit import layout
 from omendb.model import Columns
+from omendb.series import Name, write_key
 from omendb.storage import filenames, format, manifest  # noqa: A004
-from omendb.storage.backup import data_names, free_name
+from omendb.storage.backup import free_name
+from omendb.storage.catalog import Catalog
 from omendb.storage.fs import NO_LINK_ERRNOS, copy
+from omendb.storage.names import Names, read_file, write_file
 from omendb.storage.segment import IndexDamageError, load_index, open_segment, read_parquet, rebuild_index
 from omendb.storage.segment_pages import PageReader
 from omendb.storage.segment_writer import write_index, write_segment
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
     from omendb.storage.fs import FileSystem, MappedFile
     from omendb.storage.learned_index import LearnedIndex
-    from omendb.storage.manifest import Manifest, SegmentEntry
+    from omendb.storage.manifest import CatalogEntry, Manifest, SegmentEntry
 
 
 class Loss(NamedTuple):
@@ -113,6 +117,21 @@ class LogDamage:
     losses: list[Loss]
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogDamage:
+    """A damaged file of names: the series keep their ids and points, and get names made from the ids.
+
+    Attributes
+    ----------
+    entry : CatalogEntry
+    path, reason : str
+    """
+
+    entry: CatalogEntry
+    path: str
+    reason: str
+
+
 @dataclass(slots=True)
 class Plan:
     """What is damaged, and so what a repair does.
@@ -123,6 +142,7 @@ class Plan:
     segments : list of SegmentDamage
     indexes : list of (SegmentEntry, str)
         Whole segments whose learned index is damaged, with the reason: it is fitted anew.
+    catalog : list of CatalogDamage
     log : LogDamage or None
     unnamed : list of str
         Files in the data directory that the manifest does not name: they are removed.
@@ -131,13 +151,14 @@ class Plan:
     loaded: Manifest
     segments: list[SegmentDamage] = field(default_factory=list)
     indexes: list[tuple[SegmentEntry, str]] = field(default_factory=list)
+    catalog: list[CatalogDamage] = field(default_factory=list)
     log: LogDamage | None = None
     unnamed: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """There is nothing to repair."""
-        return not (self.segments or self.indexes or self.log or self.unnamed)
+        return not (self.segments or self.indexes or self.catalog or self.log or self.unnamed)
 
     @property
     def losses(self) -> list[Loss]:
@@ -186,7 +207,16 @@ def examine(fs: FileSystem, directory: Path, progress: Callable[[str], None] | N
             salvage = _salvage(fs, data_directory, entry)
             kept = 0 if salvage.rows is None else salvage.rows.count
             plan.segments.append(SegmentDamage(entry, error.path, error.reason, kept, salvage.losses))
-    named = set(data_names(loaded))
+    for names in loaded.catalog:
+        path = data_directory / filenames.catalog_name(names.number)
+        report(str(path))
+        try:
+            Catalog().restore(read_file(fs, data_directory, names), str(path))
+        except CorruptionError as error:
+            if "is not known" in error.reason:
+                raise  # written by a later version: there is nothing wrong with it
+            plan.catalog.append(CatalogDamage(names, error.path, error.reason))
+    named = set(manifest.data_names(loaded))
     if fs.exists(data_directory):
         plan.unnamed = [
             name for name in fs.names(data_directory) if filenames.is_ours(name) and name not in named
@@ -208,17 +238,20 @@ def carry_out(fs: FileSystem, directory: Path, plan: Plan) -> None:
     quarantine = directory / filenames.QUARANTINE_DIRECTORY
     fs.make_directory(data_directory)
     fs.make_directory(directory / filenames.WAL_DIRECTORY)
-    if plan.segments or plan.log:
+    if plan.segments or plan.catalog or plan.log:
         fs.make_directory(quarantine)
     # Before the manifest stops naming them: what it does not name is removed at the next start.
     for damage in plan.segments:
         for name in _names(damage.entry):
             _keep(fs, data_directory / name, quarantine)
-    if plan.segments or plan.indexes:
+    lost_names = [filenames.catalog_name(damage.entry.number) for damage in plan.catalog]
+    for name in lost_names:
+        _keep(fs, data_directory / name, quarantine)
+    if plan.segments or plan.indexes or plan.catalog:
         _publish(fs, directory, plan)
     damaged = [name for damage in plan.segments for name in _names(damage.entry)]
     rebuilt = [filenames.index_name(entry.number, entry.index.number) for entry, _ in plan.indexes]
-    for name in (*damaged, *rebuilt, *plan.unnamed):
+    for name in (*damaged, *rebuilt, *lost_names, *plan.unnamed):
         if fs.exists(data_directory / name):
             fs.remove(data_directory / name)
     fs.sync_directory(data_directory)
@@ -366,12 +399,58 @@ def _publish(fs: FileSystem, directory: Path, plan: Plan) -> None:
         written = write_index(fs, data_directory, entry.number, number, index)
         entries[entry.number] = msgspec.structs.replace(entry, index=written)
         number += 1
+    catalog = {entry.number: entry for entry in loaded.catalog}
+    logged = _logged_names(fs, directory / filenames.WAL_DIRECTORY) if plan.catalog else {}
+    for lost in plan.catalog:
+        old_entry = lost.entry
+        made = made_names(old_entry.first_id, old_entry.count, logged)
+        catalog[old_entry.number] = write_file(fs, data_directory, number, made)
+        number += 1
     ordered = sorted(entries.values(), key=lambda entry: (entry.last_sequence, entry.number))
     manifest.commit(
         fs,
         directory,
-        msgspec.structs.replace(loaded, version=loaded.version + 1, next_number=number, segments=ordered),
+        msgspec.structs.replace(
+            loaded,
+            version=loaded.version + 1,
+            next_number=number,
+            segments=ordered,
+            catalog=list(catalog.values()),
+        ),
     )
+
+
+def _logged_names(fs: FileSystem, wal_directory: Path) -> dict[int, bytes]:
+    """Return the keys that the log still has, by id."""
+    found: dict[int, bytes] = {}
+    for name in fs.names(wal_directory):
+        if filenames.wal_number(name) is None:
+            continue
+        for _, record in find_records(fs.read(wal_directory / name), format.WAL_FILE_HEADER.size):
+            if record.names is not None:
+                stops = np.cumsum(record.names.lengths, dtype=np.int64).tolist()
+                keys = record.names.keys.tobytes()
+                for position, (start, stop) in enumerate(itertools.pairwise([0, *stops])):
+                    found[record.names.first_id + position] = keys[start:stop]
+    return found
+
+
+def made_names(first_id: int, count: int, known: dict[int, bytes]) -> Names:
+    """Return names for series whose names are lost, so that their ids are not given to others.
+
+    Parameters
+    ----------
+    first_id, count : int
+        The ids.
+    known : dict of int to bytes
+        Keys that are not lost.
+    """
+    keys = [
+        known.get(series_id) or write_key(Name("lost", (("series_id", str(series_id)),), "value"))
+        for series_id in range(first_id, first_id + count)
+    ]
+    lengths = np.fromiter(map(len, keys), np.uint32, count)
+    return Names(first_id, lengths, np.frombuffer(b"".join(keys), np.uint8))
 
 
 def _examine_log(fs: FileSystem, wal_directory: Path, loaded: Manifest) -> LogDamage | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from omendb.errors import AlreadyExistsError, DiskFullError, InvalidRequestError
 from omendb.storage import filenames, manifest
-from omendb.storage.backup import check_backup, data_names
+from omendb.storage.backup import check_backup
 from omendb.storage.fs import copy, publish, write_temporary
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def restore(
 
 
 def _content(fs: FileSystem, backup: Path, loaded: Manifest) -> Iterator[tuple[str, list[str]]]:
-    yield filenames.DATA_DIRECTORY, data_names(loaded)
+    yield filenames.DATA_DIRECTORY, manifest.data_names(loaded)
     yield (
         filenames.WAL_DIRECTORY,
         [

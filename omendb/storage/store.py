@@ -25,8 +25,10 @@ from omendb.errors import ClosedError, CorruptionError, DiskFullError, WalFailed
 from omendb.model import INT64_MAX, INT64_MIN, Batch, Columns
 from omendb.storage import backup, compaction, filenames, learned_index, manifest
 from omendb.storage.decoded_cache import DecodedCache
+from omendb.storage.format import WAL_NAMES_BYTES_MAX
 from omendb.storage.fs import DISK_FULL_ERRNOS, discard
 from omendb.storage.memtable import Memtable
+from omendb.storage.names import write_file
 from omendb.storage.segment import IndexDamageError, Segment, open_segment
 from omendb.storage.segment_writer import write_index, write_segment
 from omendb.storage.snapshot import Snapshot
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from omendb.config import Settings
+    from omendb.storage.catalog import Catalog
     from omendb.storage.fs import FileSystem
-    from omendb.storage.manifest import Manifest, SegmentEntry
+    from omendb.storage.manifest import CatalogEntry, Manifest, SegmentEntry
     from omendb.storage.wal import Wal
 
 logger = logging.getLogger("omendb.storage")
@@ -80,6 +83,8 @@ class Store:
         Numbers of segments that failed a checksum since the start.
     cache : DecodedCache
         What is decoded of compressed segments.
+    catalog : Catalog
+        The named series.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class Store:
         segments: Sequence[Segment],
         frozen: Sequence[Memtable],
         active: Memtable,
+        catalog: Catalog,
         lock: Any,  # noqa: ANN401
         cache: DecodedCache,
         partition_rows: int = compaction.PARTITION_ROWS,
@@ -102,6 +108,7 @@ class Store:
         self.data_directory = directory / filenames.DATA_DIRECTORY
         self.settings = settings
         self.wal = wal
+        self.catalog = catalog
         self.damaged: set[int] = set()
         self.cache = cache
         self.snapshot = Snapshot(tuple(segments), tuple(frozen), active)
@@ -142,7 +149,10 @@ class Store:
     # Inserting: one thread.
 
     def append(self, batch: Batch) -> int:
-        """Write a batch to the log; returns its sequence. See `Wal.append`."""
+        """Write a batch to the log, behind the names that it may use; returns its sequence.
+
+        See `Wal.append`. When it fails for want of space, names may have been written; nothing uses them yet.
+        """
         if not self._is_marked_open:
             try:
                 self._mark_open()
@@ -150,7 +160,19 @@ class Store:
                 if error.errno not in DISK_FULL_ERRNOS:
                     raise self.wal.fail(f"cannot write to {self.directory}: {error}") from error
                 raise DiskFullError(f"no space to write to {self.directory}: {error.strerror}") from error
+        self._log_names()
         return self.wal.append(batch)
+
+    def _log_names(self) -> None:
+        """Write the names that were given an id since the last time."""
+        catalog = self.catalog
+        stop = catalog.count
+        while catalog.logged < stop:
+            names = catalog.names(catalog.logged, stop)
+            sizes = np.cumsum(names.lengths, dtype=np.int64)
+            count = max(int(np.searchsorted(sizes, WAL_NAMES_BYTES_MAX, "right")), 1)
+            self.wal.append_names(catalog.names(catalog.logged, catalog.logged + count))
+            catalog.mark_logged(catalog.logged + count)
 
     def sync(self) -> None:
         """Make every appended batch durable. See `Wal.sync`."""
@@ -158,6 +180,7 @@ class Store:
 
     def apply(self, batch: Batch, sequence: int) -> None:
         """Make an appended batch visible, as a whole."""
+        self.catalog.mark_visible(self.catalog.logged)
         active = self.snapshot.active
         with active.lock:
             active.insert(batch, sequence)
@@ -202,24 +225,56 @@ class Store:
         source = memtable.export()
         rows = Columns(source.series_column(), source.timestamp, source.value)
         sequences = (memtable.first_sequence, memtable.last_sequence)
-        while True:
-            boundaries = self._manifest.boundaries
-            parts = list(split(rows, boundaries, self._segment_rows_max))
-            entries = self._write(parts, sequences)
-            with self._kept_only_when_named(entries):
-                added = self._open(entries)
-                with self._lock:
-                    if self._manifest.boundaries == boundaries:
-                        self._commit(
-                            [*self.snapshot.segments, *added],
-                            covered_sequence=memtable.last_sequence,
-                            flushed=1,
-                        )
-                        break
-            # A compaction has cut a partition meanwhile: cut these rows there, too.
-            self._discard(entries)
+        with self._names_filed() as catalog:
+            while True:
+                boundaries = self._manifest.boundaries
+                parts = list(split(rows, boundaries, self._segment_rows_max))
+                entries = self._write(parts, sequences)
+                with self._kept_only_when_named(entries):
+                    added = self._open(entries)
+                    with self._lock:
+                        if self._manifest.boundaries == boundaries:
+                            self._commit(
+                                [*self.snapshot.segments, *added],
+                                covered_sequence=memtable.last_sequence,
+                                flushed=1,
+                                catalog=catalog,
+                            )
+                            break
+                # A compaction has cut a partition meanwhile: cut these rows there, too.
+                self._discard(entries)
         self.wal.remove_before(self._manifest.first_wal_file)
         return _work(rows.count, 0, entries)
+
+    @contextlib.contextmanager
+    def _names_filed(self) -> Generator[list[CatalogEntry]]:
+        """Write the names that the log alone holds, for the manifest that the body publishes to name them.
+
+        All that were logged so far: those of the memtable's points were logged before them. Files grow as
+        the levels of a log-structured merge do, so that a name is written again a few times at most.
+        """
+        old = self._manifest.catalog
+        kept = list(old)
+        start, stop = self.catalog.filed, self.catalog.logged
+        if start == stop:
+            yield old
+            return
+        while kept and kept[-1].count < 2 * (stop - start):
+            start -= kept.pop().count
+        directory = self.data_directory
+        number = self._take_numbers(1)
+        path = directory / filenames.catalog_name(number)
+        try:
+            added = write_file(self.fs, directory, number, self.catalog.names(start, stop))
+            yield [*kept, added]
+        except WalFailedError:
+            raise  # it is not known whether the manifest names it
+        except BaseException:
+            discard(self.fs, path)
+            raise
+        self.catalog.filed = stop
+        for entry in old[len(kept) :]:
+            discard(self.fs, directory / filenames.catalog_name(entry.number))
 
     # Maintaining: one thread at a time.
 
@@ -578,6 +633,7 @@ class Store:
         boundaries: list[int] | None = None,
         covered_sequence: int | None = None,
         flushed: int = 0,
+        catalog: list[CatalogEntry] | None = None,
         clean: bool = False,
     ) -> None:
         """Publish a manifest, then the snapshot that agrees with it; the lock is held."""
@@ -595,6 +651,7 @@ class Store:
             covered_sequence=covered,
             boundaries=old.boundaries if boundaries is None else boundaries,
             segments=[segment.entry for segment in ordered],
+            catalog=old.catalog if catalog is None else catalog,
         )
         try:
             manifest.commit(self.fs, self.directory, new)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from omendb.errors import CorruptionError, OmenError
 from omendb.storage import filenames, manifest
+from omendb.storage.catalog import Catalog
+from omendb.storage.names import read_file
 from omendb.storage.segment import IndexDamageError, open_segment, read_parquet
 from omendb.storage.wal import ReplayedFile, check
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from omendb.storage.fs import FileSystem
-    from omendb.storage.manifest import Manifest, SegmentEntry
+    from omendb.storage.manifest import CatalogEntry, Manifest, SegmentEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +109,11 @@ def _verify_locked(fs: FileSystem, directory: Path, progress: Callable[[str], No
     report.bytes += fs.size(path)
     for entry in loaded.segments:
         _verify_segment(fs, directory / filenames.DATA_DIRECTORY, entry, report, progress)
+    catalog = Catalog()
+    for names in loaded.catalog:
+        _verify_names(fs, directory / filenames.DATA_DIRECTORY, names, catalog, report, progress)
     _note_unnamed(fs, directory / filenames.DATA_DIRECTORY, loaded, report)
-    _verify_wal(fs, directory / filenames.WAL_DIRECTORY, loaded, report, progress)
+    _verify_wal(fs, directory / filenames.WAL_DIRECTORY, loaded, catalog, report, progress)
     return report
 
 
@@ -136,9 +141,26 @@ def _verify_segment(
         report.damage(error)
 
 
+def _verify_names(
+    fs: FileSystem,
+    directory: Path,
+    entry: CatalogEntry,
+    catalog: Catalog,
+    report: Report,
+    progress: Callable[[str], None],
+) -> None:
+    path = str(directory / filenames.catalog_name(entry.number))
+    progress(path)
+    report.files += 1
+    report.bytes += entry.bytes
+    try:
+        catalog.restore(read_file(fs, directory, entry), path)
+    except CorruptionError as error:
+        report.damage(error)
+
+
 def _note_unnamed(fs: FileSystem, directory: Path, loaded: Manifest, report: Report) -> None:
-    named = {filenames.segment_name(entry.number) for entry in loaded.segments}
-    named |= {filenames.index_name(entry.number, entry.index.number) for entry in loaded.segments}
+    named = set(manifest.data_names(loaded))
     report.warnings += [
         f"{directory / name} is not named by the manifest; the next start removes it"
         for name in fs.names(directory)
@@ -147,7 +169,12 @@ def _note_unnamed(fs: FileSystem, directory: Path, loaded: Manifest, report: Rep
 
 
 def _verify_wal(
-    fs: FileSystem, directory: Path, loaded: Manifest, report: Report, progress: Callable[[str], None]
+    fs: FileSystem,
+    directory: Path,
+    loaded: Manifest,
+    catalog: Catalog,
+    report: Report,
+    progress: Callable[[str], None],
 ) -> None:
     files: list[ReplayedFile] = []
     progress(str(directory))
@@ -156,6 +183,9 @@ def _verify_wal(
             fs, directory, loaded.first_wal_file, loaded.covered_sequence, files, report.warnings
         ):
             report.rows += len(record.batch.timestamp)
+            # After damage to a catalog file, what follows it only looks wrong.
+            if record.names is not None and not report.findings:
+                catalog.restore(record.names, str(directory))
     except CorruptionError as error:
         report.damage(error)
     report.files += len(files)

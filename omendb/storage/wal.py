@@ -25,16 +25,18 @@ from omendb.jit import records
 from omendb.model import Batch
 from omendb.storage import filenames, format  # noqa: A004
 from omendb.storage.fs import DISK_FULL_ERRNOS
+from omendb.storage.names import Names, body_bytes, decode_body
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from omendb.storage.fs import FileSystem, WritableFile
+    from omendb.storage.fs import Bytes, FileSystem, WritableFile
 
 logger = logging.getLogger("omendb.wal")
 
 _PAYLOAD_BYTES_OFFSET = 28  # of the field in a record's header
+_NO_POINTS = Batch(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64))
 
 
 class Record(NamedTuple):
@@ -50,12 +52,15 @@ class Record(NamedTuple):
         Byte after it in its file.
     first_sequence : int
         Of several records the first one's.
+    names : Names or None
+        What the record is when it holds names of series; its batch is empty then.
     """
 
     sequence: int
     batch: Batch
     stop: int
     first_sequence: int
+    names: Names | None = None
 
 
 @dataclass(slots=True)
@@ -169,6 +174,19 @@ class Wal:
         WalFailedError
             The log is in an unknown state; every later call raises the same.
         """
+        rows = len(batch.timestamp)
+        assert 0 < rows <= format.WAL_ROWS_MAX, rows
+        one_series = rows > 1 and bool((batch.series_id == batch.series_id[0]).all())
+        series = batch.series_id[:1] if one_series else batch.series_id
+        kind = format.RECORD_SERIES if one_series else format.RECORD_POINTS
+        size = 8 * len(series) + 16 * rows
+        return self._append(kind, rows, size, [series, batch.timestamp, batch.value])
+
+    def append_names(self, names: Names) -> int:
+        """Write names of series as one record; see `append`."""
+        return self._append(format.RECORD_NAMES, names.count, body_bytes(names), names.parts())
+
+    def _append(self, kind: int, rows: int, size: int, parts: list[Bytes]) -> int:
         self._check_usable()
         try:
             file = self.make_file()
@@ -176,22 +194,17 @@ class Wal:
             if error.errno not in DISK_FULL_ERRNOS:
                 raise self.fail(f"cannot create {self._current.path}: {error}") from error
             raise DiskFullError(f"no space for the write-ahead log: {error.strerror}") from error
-        rows = len(batch.timestamp)
-        assert 0 < rows <= format.WAL_ROWS_MAX, rows
         sequence = self._next_sequence
-        one_series = rows > 1 and bool((batch.series_id == batch.series_id[0]).all())
-        series = batch.series_id[:1] if one_series else batch.series_id
-        kind = format.RECORD_SERIES if one_series else format.RECORD_POINTS
         payload = xxhash.xxh3_64(seed=sequence)
-        for column in (series, batch.timestamp, batch.value):
-            payload.update(column)  # type: ignore[arg-type]
+        for part in parts:
+            payload.update(part)  # type: ignore[arg-type]
         head = format.WAL_RECORD_HEADER.pack(
             format.WAL_RECORD_MAGIC,
             kind,
             sequence,
             self._synced_sequence,
             rows,
-            8 * len(series) + 16 * rows,
+            size,
             payload.intdigest(),
             0,
         )
@@ -199,7 +212,7 @@ class Wal:
         head = checked + format.checksum(checked).to_bytes(8, "little")
         good = file.offset
         try:
-            file.write([head, series, batch.timestamp, batch.value])
+            file.write([head, *parts])
         except OSError as error:
             if error.errno not in DISK_FULL_ERRNOS:
                 raise self.fail(f"write to {self._current.path} failed: {error}") from error
@@ -497,7 +510,7 @@ def _check_file_header(path: Path, data: bytes, number: int, *, is_last: bool) -
         magic, version, _, written_number, checksum = format.WAL_FILE_HEADER.unpack_from(data)
         if format.checksum(data[: size - 8]) != checksum or magic != format.WAL_MAGIC:
             reason = "file header does not match its checksum"
-        elif version != format.WAL_VERSION:
+        elif version not in format.WAL_VERSIONS_READ:
             raise CorruptionError(str(path), 8, f"WAL version {version} is not known")
         elif written_number != number:
             raise CorruptionError(str(path), 16, f"file says that its number is {written_number}")
@@ -517,16 +530,20 @@ def _read_record(data: bytes, start: int) -> Record | None:
     magic, kind, sequence, _, rows, size, payload_checksum, checksum = header.unpack_from(data, start)
     if magic != format.WAL_RECORD_MAGIC or rows == 0:
         return None
-    if kind not in (format.RECORD_POINTS, format.RECORD_SERIES):
+    if kind not in (format.RECORD_POINTS, format.RECORD_SERIES, format.RECORD_NAMES):
         return None
     if format.checksum(data[start : body - 8]) != checksum:
         return None
     stop = body + size
     one_series = kind == format.RECORD_SERIES
-    if stop > len(data) or size != (8 if one_series else 8 * rows) + 16 * rows:
+    is_names = kind == format.RECORD_NAMES
+    if stop > len(data) or (not is_names and size != (8 if one_series else 8 * rows) + 16 * rows):
         return None
     if format.checksum(memoryview(data)[body:stop], sequence) != payload_checksum:
         return None
+    if is_names:
+        names = decode_body(data, body, stop, rows)
+        return None if names is None else Record(sequence, _NO_POINTS, stop, sequence, names)
     series = np.frombuffer(data, np.int64, 1 if one_series else rows, body)
     middle = body + 8 * len(series)
     if one_series:

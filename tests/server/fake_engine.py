@@ -18,6 +18,7 @@ from omendb.query import RangeQuery, WindowQuery, encode_cursor
 from omendb.reports import SettingState, Status
 from omendb.server import encode
 from omendb.settings_source import fixed
+from omendb.storage.catalog import Catalog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ class FakeEngine:
         self.admin_running = 0
         self.admin_running_max = 0
         self.admin_calls = 0
+        self.catalog = Catalog()
         self.points: dict[tuple[int, int], float] = {}
         self.columns = _columns({})
         self._dirty = False
@@ -103,6 +105,10 @@ class FakeEngine:
     def load(self, columns: Columns) -> None:
         """Replace all points by rows in order."""
         self.columns = columns
+
+    def check_writable(self) -> None:
+        if self.status.phase != "ready":
+            raise NotReadyError(self.status.message)
 
     def submit(self, batch: Batch, done: Callable[[OmenError | None], None]) -> None:
         if self.submit_error is not None:
@@ -184,6 +190,9 @@ class FakeEngine:
                     batch = waiting.batch
                     keys = zip(batch.series_id.tolist(), batch.timestamp.tolist(), strict=True)
                     self.points.update(zip(keys, batch.value.tolist(), strict=True))
+            if error is None:
+                self.catalog.mark_logged(self.catalog.count)
+                self.catalog.mark_visible(self.catalog.count)
             self._dirty = self._dirty or error is None
             for waiting in group:
                 waiting.done(error)

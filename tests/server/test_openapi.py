@@ -13,6 +13,7 @@ from omendb.model import AGGREGATES
 from omendb.reports import Status
 from omendb.server import openapi, problems
 from omendb.server.handlers import CALLS, QUERY_PARAMETERS
+from omendb.server.named_series import SERIES_PARAMETERS, WRITE_PARAMETERS
 from omendb.server.wire import Point, Points
 from tests.server.clients import request
 
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
 
     Client = RsgiClient | AsgiClient
 
-POINT = b'{"series_id":1,"timestamp":10,"value":1.5}'
+PARAMETERS = {
+    ("/query", "get"): QUERY_PARAMETERS,
+    ("/series", "get"): SERIES_PARAMETERS,
+    ("/write", "post"): WRITE_PARAMETERS,
+}
+BODIES = {"/insert": b'{"series_id":1,"timestamp":10,"value":1.5}', "/write": b"cpu,host=a usage=1.5 10\n"}
 STARTED = (errors.NotReadyError("not yet"), errors.ClosedError("closed"))
 ANY = (*STARTED, errors.CorruptionError("segment", 1, "damaged"), ZeroDivisionError("a bug"))
 FLUSHING = (*ANY, errors.DiskFullError("full"), errors.WalFailedError("failed"))
 ENGINE_ERRORS: dict[str, tuple[str | None, tuple[Exception, ...]]] = {
     "/": (None, ()),
     "/insert": ("submit", (*FLUSHING, errors.OverloadedError("busy"), errors.InvalidRequestError("no"))),
+    "/write": ("submit", (*FLUSHING, errors.OverloadedError("busy"), errors.InvalidRequestError("no"))),
+    "/series": ("catalog", (*ANY, errors.OverloadedError("busy"))),
     "/query": ("scan", (*ANY, errors.OverloadedError("busy"))),
     "/admin/stats": ("stats", ANY),
     "/admin/index-stats": ("index_stats", ANY),
@@ -85,8 +93,8 @@ def test_every_parameter(client: Client) -> None:
     for path, item in document(client)["paths"].items():
         for method, operation in item.items():
             names = {parameter["name"] for parameter in operation.get("parameters", ())}
-            takes_them = path == "/query" and method != "options"
-            assert names == (QUERY_PARAMETERS if takes_them else set())
+            expected = PARAMETERS.get((path, "get" if method == "head" else method), frozenset())
+            assert names == expected
 
 
 def test_every_aggregate() -> None:
@@ -117,7 +125,7 @@ def test_exactly_the_statuses_that_can_be_provoked(
     tmp_path: Path,
 ) -> None:
     responses = document(rsgi)["paths"][path][method.lower()]["responses"]
-    body = POINT if path == "/insert" else b"{}" if method == "POST" else None
+    body = BODIES.get(path) or (b"{}" if method == "POST" else None)
     name, failures = ENGINE_ERRORS[path]
 
     replies = [rsgi.call(method, path, body), rsgi.call(method, path + "?no=1", body)]
@@ -134,7 +142,10 @@ def test_exactly_the_statuses_that_can_be_provoked(
 
         assert name is not None
         with monkeypatch.context() as patch:
-            patch.setattr(engine, name, fail)
+            if name == "catalog":  # which is a property of the real engine
+                patch.setattr(type(engine), name, property(fail), raising=False)
+            else:
+                patch.setattr(engine, name, fail)
             replies.append(rsgi.call(method, path, body))
     engine.status = Status("starting", "replaying the log", 0.5)
     replies.append(rsgi.call(method, path, body))
@@ -153,6 +164,10 @@ def test_exactly_the_statuses_that_can_be_provoked(
     assert {str(reply.status) for reply in replies} == responses.keys()
     for reply in replies:
         described = responses[str(reply.status)]
+        if reply.status == 204:
+            assert "content" not in described
+            assert reply.body == b""
+            continue
         assert described["content"].keys() - {openapi.ARROW} == {reply.headers["content-type"]}
         assert ("retry-after" in reply.headers) == (reply.status == 503)
         assert ("www-authenticate" in reply.headers) == (reply.status in (401, 403))

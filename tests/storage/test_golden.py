@@ -62,14 +62,14 @@ def test_version_1_is_read(copy) -> None:
     assert kinds == {layout.KIND_NONE, layout.KIND_KNOTS, layout.KIND_PIECES}
 
 
-# `golden/v2` was left in the same way, with compressed segments: an index of version 2, a manifest of version 2,
+# `golden/compressed` was left in the same way, with compressed segments: an index of version 2, a manifest of version 2,
 # values in a dictionary and values in pages without one, and a plain segment over them.
 
 
 @pytest.fixture
 def compressed(tmp_path):
-    shutil.copytree(GOLDEN / "v2", tmp_path / "v2")
-    return tmp_path / "v2"
+    shutil.copytree(GOLDEN / "compressed", tmp_path / "compressed")
+    return tmp_path / "compressed"
 
 
 def test_version_2_passes_the_check(compressed) -> None:

@@ -397,11 +397,11 @@ def test_a_log_of_a_later_version_is_not_taken_for_damage(store) -> None:
     from omendb.storage import format as layouts
 
     data = bytearray(store.logs[0].read_bytes())
-    data[8] = 2
+    data[8] = layouts.WAL_VERSION + 1
     data[24:32] = layouts.checksum(bytes(data[:24])).to_bytes(8, "little")
     store.logs[0].write_bytes(data)
 
-    with pytest.raises(CorruptionError, match="version 2 is not known"):
+    with pytest.raises(CorruptionError, match="version 3 is not known"):
         store.plan()
 
 
