@@ -18,6 +18,7 @@ from omendb.errors import OmenError
 from omendb.executor import Scan
 from omendb.model import make_batch
 from omendb.query import make_range_query
+from omendb.series import FIRST_ID, write_key
 from omendb.storage.recovery import open_store
 from tests.faults.model_fs import ModelFileSystem
 
@@ -79,6 +80,7 @@ class Run:
         self._seen: set[tuple[int, int, int]] = set()
         self._acknowledged: dict[tuple[int, int], float] = {}
         self._under_way: dict[tuple[int, int], float] = {}
+        self._keys: dict[int, bytes] = {}  # of the ids that named series were given
         self._kept: list[object] = []  # so that no identity is used twice
         # Of its own, so that seeds go on to make the runs that they made.
         self._compress = random.Random(seed + 1)
@@ -132,6 +134,12 @@ class Run:
         batch = make_batch(
             rng.integers(0, 4, count), rng.integers(0, 40, count), rng.integers(0, 1000, count) / 4
         )
+        if self._random.random() < 0.5:
+            # Named series, one of them new now and then.
+            names = [b"m,n=%d f" % rng.integers(0, 2 + 2 * len(self._keys)) for _ in range(count)]
+            ids = store.catalog.give_ids(names, names)
+            self._keys |= dict(zip(ids.tolist(), names, strict=True))
+            batch = batch._replace(series_id=ids)
         keys = zip(batch.series_id.tolist(), batch.timestamp.tolist(), strict=True)
         self._under_way = {**self._acknowledged, **dict(zip(keys, batch.value.tolist(), strict=True))}
         sequence = store.append(batch)
@@ -166,8 +174,16 @@ class Run:
         try:
             store, _ = self._open(image)
             rows = read_all(store)
+            names = {
+                series: write_key(store.catalog.name(series)) for series, _ in rows if series >= FIRST_ID
+            }
+        except KeyError as error:
+            raise LostDataError(f"{place}: series {error} has points, but no name") from error
         except (OmenError, OSError, AssertionError) as error:
             raise LostDataError(f"{place}: cannot be recovered: {error}") from error
+        wrong = {series: name for series, name in names.items() if name != self._keys[series]}
+        if wrong:
+            raise LostDataError(f"{place}: series have the names of others: {wrong}")
         if rows not in (self._acknowledged, self._under_way):
             missing = {key for key in self._acknowledged if rows.get(key) != self._acknowledged[key]}
             raise LostDataError(

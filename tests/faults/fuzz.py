@@ -35,9 +35,11 @@ import xxhash
 from omendb import query
 from omendb.errors import CorruptionError, InvalidRequestError
 from omendb.model import AGGREGATES
-from omendb.server import query_string, wire
+from omendb.series import canonical_key, write_key
+from omendb.server import line_protocol, query_string, wire
 from omendb.server.handlers import QUERY_PARAMETERS
-from omendb.storage import backup, learned_index, manifest, wal
+from omendb.storage import backup, catalog, learned_index, manifest, names, wal
+from tests.jit import reference_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,10 +97,12 @@ _NUMBERS = struct.Struct("<Q")
 
 def write_wal(records: list[tuple[int, int, int, bytes]]) -> bytes:
     """Write a file number 1 of records: type, sequence, synced sequence, payload."""
-    head = _WAL_HEAD.pack(b"OMENWAL1", 1, 0, 1)
+    head = _WAL_HEAD.pack(b"OMENWAL1", 2, 0, 1)
     parts = [head, _NUMBERS.pack(checksum(head))]
     for kind, sequence, synced, payload in records:
         rows = len(payload) // 24 if kind == 1 else (len(payload) - 8) // 16
+        if kind == 3:
+            rows = payload.count(b" ")
         head = _RECORD_HEAD.pack(
             b"OMND", kind, sequence, synced, rows, len(payload), checksum(payload, sequence)
         )
@@ -117,13 +121,38 @@ def read_record(data: bytes, start: int) -> tuple[Record, int, int] | None:
     payload = data[start + 48 : stop]
     if len(payload) != size or checksum(payload, sequence) != payload_sum:
         return None
-    if kind not in (1, 2) or rows == 0:
+    if kind not in (1, 2, 3) or rows == 0:
         return None
+    if kind == 3:
+        names = read_names(payload, rows)
+        return None if names is None else ((sequence, b"", b"", b""), synced, stop)
     ids = 8 if kind == 2 else 8 * rows
     if size != ids + 16 * rows:
         return None
     series = payload[:8] * rows if kind == 2 else payload[:ids]
     return (sequence, series, payload[ids : ids + 8 * rows], payload[ids + 8 * rows :]), synced, stop
+
+
+def read_names(body: bytes, count: int) -> list[tuple[int, bytes]] | None:
+    """Read names as docs/format/catalog.md says: ids and keys; None when they are none."""
+    if count < 1 or len(body) < 8 + 4 * count:
+        return None
+    first, *lengths = struct.unpack_from(f"<Q{count}I", body)
+    if sum(lengths) != len(body) - 8 - 4 * count or min(lengths) < 3:
+        return None
+    if not 2**52 <= first <= 2**52 + 2**32 - 2 - count:
+        return None
+    keys: list[bytes] = []
+    at = 8 + 4 * count
+    for length in lengths:
+        keys.append(body[at : at + length])
+        at += length
+    return list(enumerate(keys, first))
+
+
+def write_names(first: int, keys: list[bytes]) -> bytes:
+    """Write the body that `read_names` reads."""
+    return struct.pack(f"<Q{len(keys)}I", first, *map(len, keys)) + b"".join(keys)
 
 
 class OneFile:
@@ -260,7 +289,107 @@ def _wal_target() -> Target:
             payload = generator.bytes(24 * rows if kind == 1 else 8 + 16 * rows)
             records.append((kind, sequence, int(generator.integers(0, sequence)), payload))
         seeds.append(write_wal(records))
+    named = write_names(2**52, [b"cpu,host=a usage", b"m f"])
+    seeds.append(
+        write_wal([(3, 1, 0, named), (1, 2, 1, generator.bytes(48)), (2, 3, 1, generator.bytes(24))])
+    )
     return Target(seeds, run_wal, repair_wal, [b"OMND", b"OMENWAL1"], [wal])
+
+
+# Files of names: docs/format/catalog.md.
+
+
+def run_names(data: bytes) -> bool:
+    """Read a file of names; it must hold what the document says, and names that are none are refused."""
+    try:
+        read = names.decode_file(data, "names")
+    except CorruptionError:
+        return False
+    magic, version, count = struct.unpack_from("<8sII", data)
+    assert (magic, version) == (b"OMENCAT1", 1)
+    assert data[-8:] == _NUMBERS.pack(checksum(data[:-8]))
+    plain = read_names(data[16:-8], count)
+    assert plain is not None
+    restored = catalog.Catalog()
+    try:
+        restored.restore(read, "names")
+    except CorruptionError:
+        return False
+    assert (restored.first_id, restored.count) == (plain[0][0], len(plain))
+    assert restored.names(0, count).keys.tobytes() == b"".join(key for _, key in plain)
+    parts, _ = names.encode_file(restored.names(0, count))
+    assert b"".join(bytes(part) for part in parts) == data
+    return True
+
+
+def repair_names(data: bytes) -> bytes:
+    """Make the checksum at the end good."""
+    return data[:-8] + _NUMBERS.pack(checksum(data[:-8]))
+
+
+def _names_target() -> Target:
+    seeds = []
+    for keys in ([b"m f"], [b"cpu,host=a,region=b usage", b"cpu,host=b usage", b"a\\ b,c\\,=d\\= e\\ f"]):
+        body = write_names(2**52 + 3, keys)
+        seeds.append(repair_names(struct.pack("<8sII", b"OMENCAT1", 1, len(keys)) + body + bytes(8)))
+    return Target(seeds, run_names, repair_names, [b"OMENCAT1", b" ", b"\\ ", b",", b"="], [names, catalog])
+
+
+# Line protocol: docs/http-api.md.
+
+SCALE = 1_000_000
+
+
+def run_lines(body: bytes) -> bool:
+    """Read the body of a write; it must be what the plain reader reads, or be refused as it refuses it."""
+    known = catalog.Catalog()
+    before = known.count
+    refusal: InvalidRequestError | None = None
+    try:
+        batch = line_protocol.decode(body, SCALE, 77 * SCALE, known)
+    except InvalidRequestError as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.field is not None
+        assert refusal.field.startswith("line ")
+        assert known.count == before
+        assert _is_refused(body), "refused, and the plain reader reads it"
+        return False
+    expected = reference_lines.read_body(body, SCALE, 77 * SCALE)
+    known.mark_visible(known.count)
+    given = [
+        (write_key(known.name(series)), time, repr(value))
+        for series, time, value in zip(*(column.tolist() for column in batch), strict=True)
+    ]
+    assert given == [
+        (canonical_key(row.series, row.field), row.timestamp, repr(row.value)) for row in expected
+    ]
+    # What is known by now is found by the kernel; the answer must be the same.
+    again = line_protocol.decode(body, SCALE, 77 * SCALE, known)
+    assert [column.tobytes() for column in again] == [column.tobytes() for column in batch]
+    return True
+
+
+def _is_refused(body: bytes) -> bool:
+    """Whether a line of a body, or a name in it, is wrong."""
+    try:
+        for row in reference_lines.read_body(body, SCALE, 77 * SCALE):
+            canonical_key(row.series, row.field)
+    except (reference_lines.LineError, InvalidRequestError):
+        return True
+    return False
+
+
+def _lines_target() -> Target:
+    seeds = [
+        b"cpu,host=a,region=eu usage_user=1.5,usage_idle=98i 1700000000000\n",
+        b"cpu,region=eu,host=b ok=true,n=18446744073709551615u\r\n# comment\n\nm f=-1e-3 5",
+        b"a\\ b,c\\,d=e\\=f g\\ h=.5 0000012\nm,t=a\\\\b f=0.1234567890123456789 9\n",
+        b"m f=1\n" * 5 + b"m,long_tag_name_here=a_value_of_some_length f=12345678.87654321 1600000000000\n",
+    ]
+    tokens = [bytes([byte]) for byte in b' ,=\\"\n\r#tTfFiue+-.0123456789\x00\xff']
+    tokens += [b"true", b"FALSE", b"NaN", b"1e400", b"9223372036854775808", b"  ", b",,", b"=1,g=", b"\\ "]
+    return Target(seeds, run_lines, unchanged, tokens, [line_protocol])
 
 
 # The learned index: docs/format/index.md.
@@ -321,9 +450,9 @@ def run_manifest(data: bytes) -> bool:
     except CorruptionError:
         return False
     head, body = data.split(b"\n", 1)
-    assert head == b"omendb-manifest 1 %016x" % checksum(body)
+    assert head in (b"omendb-manifest %d %016x" % (version, checksum(body)) for version in (1, 2))
     plain = json.loads(body.decode())
-    assert msgspec.to_builtins(decoded) == plain
+    assert msgspec.to_builtins(decoded) == {"catalog": [], **plain}
     assert manifest.decode(manifest.encode(decoded), "MANIFEST") == decoded
     return True
 
@@ -331,7 +460,7 @@ def run_manifest(data: bytes) -> bool:
 def repair_manifest(data: bytes) -> bytes:
     """Make the checksum in the first line good."""
     _, separator, body = data.partition(b"\n")
-    return b"omendb-manifest 1 %016x" % checksum(body) + separator + body
+    return b"omendb-manifest 2 %016x" % checksum(body) + separator + body
 
 
 def _manifest_target() -> Target:
@@ -345,7 +474,11 @@ def _manifest_target() -> Target:
             for number in range(count)
         ]
         store = "7a9f5d1e-9c5b-4d0a-a9e0-000000000000"
-        seeds.append(manifest.encode(manifest.Manifest(9, store, True, 40, 3, 17, [0, 10**12], segments)))
+        files = [
+            manifest.CatalogEntry(50 + n, 2**52 + 9 * n, 9, 300, "0123456789abcdef") for n in range(count)
+        ]
+        loaded = manifest.Manifest(9, store, True, 40, 3, 17, [0, 10**12], segments, files)
+        seeds.append(manifest.encode(loaded))
     tokens = [
         b'"version"',
         b"null",
@@ -688,6 +821,8 @@ def _query_string_target() -> Target:
 TARGETS: dict[str, Target] = {
     "wal": _wal_target(),
     "index": _index_target(),
+    "names": _names_target(),
+    "lines": _lines_target(),
     "manifest": _manifest_target(),
     "backup": _backup_target(),
     "body": _body_target(),

@@ -42,6 +42,7 @@ def found(**planted) -> bool:
         "sync:.wal",  # a record acknowledged without its sync
         "sync:.parquet",  # a segment renamed before its content is durable
         "sync:MANIFEST",  # the same of the manifest
+        "sync:.cat",  # the same of a file of names
         "sync_directory:/db/wal",  # a WAL file whose name is not durable
         "sync_directory:/db/data",  # the same of a segment
     ],
@@ -104,6 +105,34 @@ def test_inputs_removed_before_the_manifest_are_found() -> None:
             commit(segments, **changes)
 
         store._commit = commit_late
+
+    assert found(store_bug=plant)
+
+
+def test_points_before_their_names_are_found() -> None:
+    def plant(store) -> None:
+        log_names, append, sync = store._log_names, store.wal.append, store.wal.sync
+
+        def append_first(batch):
+            sequence = append(batch)
+            sync()
+            log_names()
+            return sequence
+
+        store._log_names = lambda: None
+        store.wal.append = append_first
+
+    assert found(store_bug=plant)
+
+
+def test_a_log_removed_before_its_names_are_filed_is_found() -> None:
+    def plant(store) -> None:
+        commit = store._commit
+
+        def commit_without_names(segments, **changes) -> None:
+            commit(segments, **{**changes, "catalog": None})
+
+        store._commit = commit_without_names
 
     assert found(store_bug=plant)
 

@@ -17,8 +17,8 @@ import pytest
 
 from omendb import query
 from omendb.errors import CorruptionError
-from omendb.server import query_string, wire
-from omendb.storage import backup, learned_index, manifest, wal
+from omendb.server import line_protocol, query_string, wire
+from omendb.storage import backup, catalog, learned_index, manifest, names, wal
 from tests.faults import fuzz
 
 if TYPE_CHECKING:
@@ -156,6 +156,30 @@ def planted_integers_with_spaces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(query_string, "to_int64", lenient)
 
 
+def planted_name_of_another_series(patch: pytest.MonkeyPatch) -> None:
+    give_ids = catalog.Catalog.give_ids
+
+    def swapped(self: catalog.Catalog, keys: list[bytes], written: list[bytes]) -> np.ndarray:
+        return give_ids(self, keys, written)[::-1]
+
+    patch.setattr(catalog.Catalog, "give_ids", swapped)
+
+
+def planted_last_bit_of_an_awkward_value(patch: pytest.MonkeyPatch) -> None:
+    read = line_protocol._read_value
+    patch.setattr(line_protocol, "_read_value", lambda text, field: float(np.nextafter(read(text, field), 9)))
+
+
+def planted_names_one_id_late(patch: pytest.MonkeyPatch) -> None:
+    decode = names.decode_file
+
+    def late(data: bytes, path: str) -> names.Names:
+        decoded = decode(data, path)
+        return names.Names(decoded.first_id + 1, decoded.lengths, decoded.keys)
+
+    patch.setattr(names, "decode_file", late)
+
+
 @pytest.mark.parametrize(
     ("name", "plant"),
     [
@@ -166,6 +190,9 @@ def planted_integers_with_spaces(patch: pytest.MonkeyPatch) -> None:
         ("manifest", planted_manifest_error),
         ("body", planted_last_bit_of_a_value),
         ("admin-body", planted_unknown_field_accepted),
+        ("names", planted_names_one_id_late),
+        ("lines", planted_name_of_another_series),
+        ("lines", planted_last_bit_of_an_awkward_value),
         ("cursor", planted_cursor_of_another_query),
         ("query-string", planted_integers_with_spaces),
     ],
@@ -182,7 +209,7 @@ def test_finds_planted_bugs(
 # What it found.
 
 
-@pytest.mark.parametrize(("kind", "rows"), [(0, 1), (3, 1), (1, 0), (2, 0)])
+@pytest.mark.parametrize(("kind", "rows"), [(0, 1), (3, 1), (4, 1), (1, 0), (2, 0)])
 def test_a_record_of_an_unknown_type_or_without_rows_is_not_read(kind: int, rows: int) -> None:
     data = fuzz.write_wal(
         [(1, 1, 0, bytes(24)), (2 if kind == 2 else 1, 2, 1, bytes(8 * (kind == 2) + 24 * rows))]

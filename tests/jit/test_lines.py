@@ -37,8 +37,17 @@ number_texts = st.one_of(
     st.sampled_from([b"t", b"T", b"true", b"True", b"TRUE", b"f", b"F", b"false", b"False", b"FALSE"]),
 )
 wrong_values = st.sampled_from(
-    [b"", b'"text"', b"NaN", b"inf", b"1e400", b"1.5i", b"-1u", b"9223372036854775808i", b"tRUE", b"falsE"]
-    + [
+    [
+        b"",
+        b'"text"',
+        b"NaN",
+        b"inf",
+        b"1e400",
+        b"1.5i",
+        b"-1u",
+        b"9223372036854775808i",
+        b"tRUE",
+        b"falsE",
         b"1.",
         b".5",
         b"+1",

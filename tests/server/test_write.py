@@ -80,8 +80,16 @@ def test_nothing_to_write_is_no_error(client: Client, engine: FakeEngine, body: 
 
 @pytest.mark.parametrize(
     ("precision", "scale"),
-    [("ns", 1), ("n", 1), ("us", 10**3), ("u", 10**3), ("ms", 10**6), ("s", 10**9), ("m", 60 * 10**9)]
-    + [("h", 3600 * 10**9)],
+    [
+        ("ns", 1),
+        ("n", 1),
+        ("us", 10**3),
+        ("u", 10**3),
+        ("ms", 10**6),
+        ("s", 10**9),
+        ("m", 60 * 10**9),
+        ("h", 3600 * 10**9),
+    ],
 )
 def test_precisions(client: Client, engine: FakeEngine, precision: str, scale: int) -> None:
     assert client.call("POST", f"/write?precision={precision}", b"m f=1 -12").status == 204

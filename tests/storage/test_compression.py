@@ -356,13 +356,12 @@ def test_a_manifest_with_compressed_segments_says_so(shelf) -> None:
     path = shelf.directory / "MANIFEST"
     shelf.insert_random(1)
     shelf.flush()
-    assert path.read_bytes().startswith(b"omendb-manifest 1 ")
     assert b"timestamp_bytes" not in path.read_bytes()
 
     shelf.store.settings = shelf.settings.with_changes(enable_compression=True)
     settle(shelf.store)
 
-    assert path.read_bytes().startswith(b"omendb-manifest 2 ")
+    assert b"timestamp_bytes" in path.read_bytes()
     assert manifest.load(shelf.fs, shelf.directory).segments[0].is_compressed
     shelf.store.close()
     report = verify(shelf.fs, shelf.directory)

@@ -1,7 +1,8 @@
 """Stores written by earlier versions stay readable: one directory for each version of the formats.
 
 `golden/v1` was left by a process that was killed: one flush of a regular, an irregular and two extreme series,
-then two records in the log. It is never written anew; a change of a format adds a directory.
+then two records in the log. `golden/v2` was left in the same way: logs and manifests of version 2, with names of
+series in a file and in the log. They are never written anew; a change of a format adds a directory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from omendb.config import Settings
 from omendb.executor import Scan
 from omendb.jit import layout
 from omendb.query import make_range_query
+from omendb.series import FIRST_ID, Name
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
 from omendb.storage.verify import verify
@@ -72,14 +74,14 @@ def compressed(tmp_path):
     return tmp_path / "compressed"
 
 
-def test_version_2_passes_the_check(compressed) -> None:
+def test_compressed_passes_the_check(compressed) -> None:
     report = verify(OsFileSystem(), compressed)
 
     assert (report.findings, report.warnings) == ([], [])
     assert report.rows == 25_002 + 300 + 3
 
 
-def test_version_2_is_read(compressed) -> None:
+def test_compressed_is_read(compressed) -> None:
     store, recovery = open_store(OsFileSystem(), compressed, Settings())
     rows = Scan(store.snapshot, make_range_query()).columns()
     kinds = [segment.entry.is_compressed for segment in store.snapshot.segments]
@@ -100,3 +102,40 @@ def test_version_2_is_read(compressed) -> None:
     assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
     assert kinds.count(True) >= 2
     assert kinds.count(False) == 1
+
+
+@pytest.fixture
+def copy_2(tmp_path):
+    shutil.copytree(GOLDEN / "v2", tmp_path / "v2")
+    return tmp_path / "v2"
+
+
+def test_version_2_passes_the_check(copy_2) -> None:
+    report = verify(OsFileSystem(), copy_2)
+
+    assert (report.findings, report.warnings) == ([], [])
+    assert report.rows == 4 + 2
+
+
+def test_version_2_is_read(copy_2) -> None:
+    store, recovery = open_store(OsFileSystem(), copy_2, Settings())
+    rows = Scan(store.snapshot, make_range_query()).columns()
+    named = [store.catalog.name(FIRST_ID + position) for position in range(store.catalog.visible)]
+    store.release()
+
+    assert (recovery.clean, recovery.replayed_records, recovery.rebuilt_indexes) == (False, 2, 0)
+    assert named == [
+        Name("cpu", (("host", "a"), ("region", "eu")), "usage"),
+        Name("cpu", (("host", "b"), ("region", "eu")), "usage"),
+        Name("m 1", (("t,2", "v=3"),), "f 4"),
+        Name("mem", (("host", "a"),), "free"),
+    ]
+    start = 1_700_000_000_000_000_000
+    assert list(zip(rows.series_id.tolist(), rows.timestamp.tolist(), rows.value.tolist(), strict=True)) == [
+        (7, 5, 9.0),
+        (FIRST_ID, start, 1.5),
+        (FIRST_ID + 1, start, 2.5),
+        (FIRST_ID + 1, start + 10**9, 3.5),
+        (FIRST_ID + 2, start, -0.25),
+        (FIRST_ID + 3, start + 10**9, 1e9),
+    ]
