@@ -189,7 +189,8 @@ def test_equal_hashes_do_not_make_equal_labels(catalog, monkeypatch) -> None:
 
     select(catalog, "cpu")
     level = catalog._index._levels[0]
-    catalog._index._levels[0] = level._replace(hashes=np.full(len(level.hashes), 5))
+    same = np.full(len(level.hashes), 5)
+    catalog._index._levels[0] = level._replace(hashes=same, entries=np.sort(level.entries))
 
     assert select(catalog, 'cpu{host="a"}') == [0, 2]
 
