@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 class ConfigMapMount:
@@ -21,14 +21,13 @@ class ConfigMapMount:
 
     def __init__(self, path: Path, data: Mapping[str, str]) -> None:
         self.path = path
-        self._numbers = itertools.count(1)
         path.mkdir(exist_ok=True)
         self.write(data)
 
     def write(self, data: Mapping[str, str]) -> None:
         """Replace all keys."""
-        new = self.path / f"..2026_11_24_23_30_{next(self._numbers):02d}.123456789"
-        new.mkdir()
+        new = Path(tempfile.mkdtemp(prefix="..2026_11_24_23_30_00.", dir=self.path))
+        new.chmod(0o755)
         for key, value in data.items():
             (new / key).write_text(value)
         link = self.path / "..data"

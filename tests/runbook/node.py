@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -149,8 +150,8 @@ class Node:
             time.sleep(0.1)
 
     def log(self) -> str:
-        """Return what all processes of the server have written."""
-        return "".join(path.read_text() for path in sorted((self.directory / "pods").glob("*.log")))
+        """Return what the first pod has written."""
+        return (self.directory / "pods" / "prod-omendb-0.log").read_text()
 
     def close(self) -> None:
         """End everything."""
@@ -227,6 +228,8 @@ def main() -> None:
     _mount("none", "/var/lib", "tmpfs", 0)
     DATA.mkdir()
     _mount(str(directory / "data"), str(DATA), "", _BIND)
+    # Process 1 gets the orphans of a machine: without this they would be zombies, which pgrep shows.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
     sys.stdin.read()
     # This is process 1 here: with it all others end. Those that run get their time to stop in order.
