@@ -179,19 +179,32 @@ class Bench:
         )
 
     def _wrk(self, workload: str, seconds: int) -> dict[str, Any]:
+        return self.finish(self.start(workload, seconds, self.options.connections), seconds)
+
+    def start(self, workload: str, seconds: int, connections: int) -> subprocess.Popen[str]:
+        """Start a workload, to run beside others; each is given timestamps of its own."""
         self.round += 1
         options = self.options
-        command = ["wrk", f"-t{options.threads}", f"-c{options.connections}", f"-d{seconds}s"]
+        command = ["wrk", f"-t{options.threads}", f"-c{connections}", f"-d{seconds}s"]
         command += ["--timeout", "30s", "-s", str(SCRIPT), self.url, "--", workload]
         numbers = (options.series, self.rows_per_series, FIRST_TIMESTAMP, self.round)
         command += map(str, numbers)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
-        for line in done.stdout.splitlines():
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(self, process: subprocess.Popen[str], seconds: int) -> dict[str, Any]:
+        """Wait for a workload; return what ``done`` of `SCRIPT` says."""
+        with process:
+            try:
+                output, complaint = process.communicate(timeout=seconds + 60)
+            except BaseException:
+                process.kill()
+                raise
+        for line in output.splitlines():
             if line.startswith("RESULT "):
                 found = json.loads(line.removeprefix("RESULT "))
                 assert isinstance(found, dict)
                 return found
-        raise SystemExit(f"wrk failed: {done.stdout}{done.stderr}")
+        raise SystemExit(f"wrk failed: {output}{complaint}")
 
 
 class Server(NamedTuple):
