@@ -246,7 +246,8 @@ class Catalog:
             ids, hashes = self._look_up(self._names, text, lengths, self.first_id)
             new = np.flatnonzero(ids < 0)
             if len(new):
-                if self._names.count + len(new) > IDS_MAX:
+                # Ids that were in use before they were reserved are not given, and leave less of them.
+                if self.next_id + len(new) > FIRST_ID + IDS_MAX:
                     raise InvalidRequestError(
                         f"there are {self._names.count} series, and no more can be named"
                     )

@@ -110,6 +110,28 @@ def test_too_many_series_are_refused(monkeypatch) -> None:
     assert give(catalog, [b"b f", b"a f"]) == [FIRST_ID + 1, FIRST_ID]
 
 
+def test_ids_end_where_the_reserved_ones_end(tmp_path) -> None:
+    """Those behind belong to users, and a log that names them could not be read."""
+    store = reopened(tmp_path)
+    last = FIRST_ID + IDS_MAX - 1
+    batch = make_batch([last - 1], [1], [1.0])
+    store.apply(batch, store.append(batch))
+    store.sync()
+    store.release()
+    store = reopened(tmp_path)
+
+    with pytest.raises(InvalidRequestError, match="no more can be named"):
+        give(store.catalog, [b"a f", b"b f"])
+
+    assert insert(store, [b"a f"]) == [last]
+    with pytest.raises(InvalidRequestError, match="no more can be named"):
+        give(store.catalog, [b"b f"])
+    store.release()
+    store = reopened(tmp_path)
+    assert give(store.catalog, [b"a f"]) == [last]
+    store.release()
+
+
 def test_ids_are_given_once_to_threads_that_ask_at_once() -> None:
     catalog = Catalog()
     given: list[list[int]] = [[] for _ in range(4)]
