@@ -63,8 +63,9 @@ class LabelIndex:
         starts : ndarray of int64
             Where each starts, and behind the last one its end.
         count : int
+            Fewer than it knows is no contradiction: whoever asks may have counted before somebody else.
         """
-        if count == self.covered:
+        if count <= self.covered:
             return
         hashes, entries = labels.hash_pieces(keys, starts, self._seed, self.covered, count)
         self._levels.append(_sorted(count, hashes, entries))

@@ -205,6 +205,30 @@ def test_new_names_are_found_between_old_ones(catalog) -> None:
     assert len(catalog._index._levels) < 8
 
 
+def test_a_look_up_that_another_one_overtakes_repeats_nothing() -> None:
+    catalog = Catalog()
+    give(catalog, keys_of(40))
+    catalog.mark_visible(10)
+
+    class Overtaken:
+        """The index's lock; between a look-up's count and its turn another look-up sees more names."""
+
+        def __enter__(self) -> None:
+            catalog._index_lock = lock
+            catalog.mark_visible(40)
+            assert select(catalog, "m") == list(range(40))
+            lock.acquire()
+
+        def __exit__(self, *_error: object) -> None:
+            lock.release()
+
+    lock, catalog._index_lock = catalog._index_lock, Overtaken()
+
+    assert set(range(10)) <= set(select(catalog, "m"))
+    assert select(catalog, "m") == list(range(40))
+    assert catalog.unindexed == 0
+
+
 def test_equal_hashes_do_not_make_equal_labels(catalog, monkeypatch) -> None:
     """Hashes find candidates only: here all are equal."""
     monkeypatch.setattr("omendb.jit.labels.hash_piece", lambda *_: 5)
