@@ -174,9 +174,9 @@ class Run:
         try:
             store, _ = self._open(image)
             rows = read_all(store)
-            names = {
-                series: write_key(store.catalog.name(series)) for series, _ in rows if series >= FIRST_ID
-            }
+            # Once a series, not once a row: names were a quarter of the time of an image.
+            named = {series for series, _ in rows if series >= FIRST_ID}
+            names = {series: write_key(store.catalog.name(series)) for series in named}
         except KeyError as error:
             raise LostDataError(f"{place}: series {error} has points, but no name") from error
         except (OmenError, OSError, AssertionError) as error:

@@ -77,10 +77,10 @@ def test_a_manifest_published_before_its_segments_is_found() -> None:
         write, commit = store._write, store._commit
         fs = store.fs
 
-        def write_lazily(parts, sequences):
+        def write_lazily(parts, sequences, **options):
             # Nothing of it is durable until the manifest has been published.
             fs.broken |= {"sync:.parquet", "sync_directory:/db/data"}
-            return write(parts, sequences)
+            return write(parts, sequences, **options)
 
         def commit_first(segments, **changes) -> None:
             commit(segments, **changes)
