@@ -71,6 +71,10 @@ class _Retry:
         if self._logged != kind:
             self._logged = kind
             logger.warning("%s failed, will be tried again: %s", self._work, error)
+        self.pause()
+
+    def pause(self) -> None:
+        """Wait, and longer the next time."""
         self._wanted.wait(self._seconds)
         self._wanted.clear()
         self._seconds = min(2 * self._seconds, _RETRY_SECONDS_MAX)
@@ -99,6 +103,8 @@ def _repeat(name: str, step: Callable[[], object], wanted: threading.Event, life
                 return
             except CorruptionError as error:
                 logger.error("%s leaves damaged data alone: %s", name, error)  # noqa: TRY400
+                # What was just written may be what is damaged: then the same merge comes next.
+                retry.pause()
             except OmenError as error:
                 retry.wait(error)
 
