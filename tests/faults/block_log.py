@@ -58,6 +58,7 @@ class LoggedDisk(mfusepy.Operations):
         self._acknowledged = 0
         self._writes = 0
         self._hits = 0
+        self._end = 0  # of the last write
         self._fault: dict[str, Any] | None = None
 
     def command(self, request: dict[str, Any]) -> dict[str, int]:
@@ -67,14 +68,16 @@ class LoggedDisk(mfusepy.Operations):
                 self._fault = {**request, "at": self._writes + int(request["after"])}
             return {"acknowledged": self._acknowledged, "writes": self._writes, "hits": self._hits}
 
-    def _failing(self, data: bytes) -> int | None:
+    def _failing(self, offset: int, data: bytes) -> int | None:
         """Return how many bytes of this write are taken; None when all are.
 
-        A disk that fails says EIO. One that lies takes a part and says so, which a loop device reports as
+        A disk that fails says EIO. It begins to at a write that does not go on where the last one ended: the
+        kernel cuts a request at an edge of a page, and one whose second part fails is a short write, a lie. One that lies takes a part and says so, which a loop device reports as
         success (``lo_complete_rq`` of Linux' drivers/block/loop.c ends a short write without an error).
         """
         self._writes += 1
-        if self._fault is None or self._writes <= self._fault["at"]:
+        continued, self._end = offset == self._end, offset + len(data)
+        if self._fault is None or self._writes <= self._fault["at"] or (continued and not self._hits):
             return None
         self._hits += 1
         if self._fault["lie"] and len(data) > 1:
@@ -109,7 +112,7 @@ class LoggedDisk(mfusepy.Operations):
                 self._acknowledged = int.from_bytes(data, "little")
                 self._append(ACKNOWLEDGED, self._acknowledged)
                 return len(data)
-            taken = self._failing(data)
+            taken = self._failing(offset, data)
             if taken is not None:
                 data = data[:taken]
             put(self._disk, offset, data)

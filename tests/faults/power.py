@@ -300,6 +300,8 @@ def fail_device(
     try:
         with mounted_image(copy, directory / "after") as after:
             _, rows = check(after / "db", Expected(seed), image.acknowledged, what)
+    except LostDataError:
+        raise
     except AssertionError as error:
         raise LostDataError(f"{what}: its file system cannot be mounted: {error}") from error
     return {"failed_disks": 1, "failed_disk_rows": rows, "failed_disk_writes": hits}

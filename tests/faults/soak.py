@@ -26,7 +26,10 @@ def main() -> int:
     parts = options.parts or PARTS
     for name in set(parts) - set(PARTS):
         parser.error(f"{name} is none of {', '.join(PARTS)}")
-    logging.disable(logging.CRITICAL)
+    # Not shown, but made: some parts read what the engine says.
+    logger = logging.getLogger("omendb")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
     print(f"seed {options.seed}", flush=True)
     for name in parts:
         started = time.monotonic()
