@@ -79,18 +79,6 @@ def test_a_missing_sync_is_found_below_ext4(tmp_path) -> None:
         power.lose_blocks(tmp_path, 1, images=20, bug="fdatasync")
 
 
-@pytest.mark.parametrize("block_bytes", [1024, 4096])
-def test_a_disk_that_begins_to_fail_holds_all_that_was_acknowledged(tmp_path, block_bytes) -> None:
-    """EIO from some block write on, below an ext4; then the disk is read in a new life."""
-    require(fuse=True, loop=True)
-
-    counts = power.fail_device(tmp_path, block_bytes, block_bytes=block_bytes)
-
-    print(f"seed {block_bytes}: {counts}")
-    assert counts["failed_disk_writes"] > 0
-    assert counts["failed_disk_rows"] > 0
-
-
 def test_a_disk_that_lies_is_found(tmp_path) -> None:
     """The one case that nobody above can save: a device that takes half of a write and calls it done."""
     require(fuse=True, loop=True)
