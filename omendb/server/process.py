@@ -83,7 +83,11 @@ def call_on_signals(loop: AbstractEventLoop, callback: Callable[[signal.Signals]
 
     The loop's own `add_signal_handler` would give the signals back their deadly meaning when it closes, and
     a second SIGTERM would then end a process that has stopped in order with an error.
+
+    A signal that comes again before the loop has got round to the first is the same signal: with a callback
+    for each, somebody who repeats it faster than it is answered would keep the loop from everything else.
     """
+    pending: set[int] = set()
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
@@ -92,9 +96,14 @@ def call_on_signals(loop: AbstractEventLoop, callback: Callable[[signal.Signals]
         with contextlib.suppress(BlockingIOError):
             os.read(reading, 4_096)
 
+    def deliver(number: int) -> None:
+        pending.discard(number)
+        callback(signal.Signals(number))
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(callback, signal.Signals(number))
+        if number not in pending and not loop.is_closed():
+            pending.add(number)
+            loop.call_soon_threadsafe(deliver, number)
 
     # A signal that another thread gets must wake the loop, too.
     loop.add_reader(reading, wake)
