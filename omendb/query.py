@@ -117,14 +117,15 @@ def make_range_query(
     cursor : str, optional
         From an earlier answer to the same query.
     selected_by : str, optional
-        See `RangeQuery`.
+        See `RangeQuery`. With it `series_id` is what a look-up has found: ascending, without repeats.
 
     Raises
     ------
     InvalidRequestError
     """
     low, high = _range(start, end)
-    query = RangeQuery(low, high, _series(series_id), _limit(limit), None, selected_by)
+    series = _series(series_id, selected_by)
+    query = RangeQuery(low, high, series, _limit(limit), None, selected_by)
     if cursor is None:
         return query
     return msgspec.structs.replace(query, after=decode_cursor(cursor, query.identity))
@@ -176,7 +177,7 @@ def make_window_query(
         origin=0 if start is None else start,
         start=low,
         end=high,
-        series=_series(series_id),
+        series=_series(series_id, selected_by),
         limit=_limit(limit),
         by=_by(by),
         selected_by=selected_by,
@@ -258,9 +259,12 @@ def _limit(limit: int | None) -> int | None:
     return int(limit)
 
 
-def _series(given: int | ArrayLike | None) -> NDArray[np.int64] | None:
+def _series(given: int | ArrayLike | None, selected_by: str | None) -> NDArray[np.int64] | None:
     if given is None:
         return None
+    if selected_by is not None:
+        assert isinstance(given, np.ndarray)
+        return given
     if isinstance(given, int) and not isinstance(given, bool):
         _integer(given, "series_id")
         if given < 0:

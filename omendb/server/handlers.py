@@ -25,10 +25,13 @@ from omendb.query import RangeQuery, make_range_query, make_window_query
 from omendb.server import encode, large_query, query_string, wire
 from omendb.server.arrow import ArrowForm
 from omendb.server.commit import INSERTED_NONE, Commit
-from omendb.server.named_series import MATCH, NamedSeries
+from omendb.server.named_series import NamedSeries
+from omendb.server.question import read_question
 from omendb.server.request import Response, Waiter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -37,19 +40,15 @@ if TYPE_CHECKING:
     from omendb.merged import MergedScan
     from omendb.model import Batch
     from omendb.query import WindowQuery
-    from omendb.series import Selector
     from omendb.server.health import Health
     from omendb.server.query_log import Asked, QueryLog
+    from omendb.server.question import Question
     from omendb.server.request import Answer, Request, StreamedResponse
     from omendb.server.work import Work
 
 INLINE_BODY_BYTES = 262_144
 """Bodies up to this size are decoded in the caller's thread: 0.2 ms for 4,000 points."""
 
-QUERY_PARAMETERS = frozenset(
-    ("start", "end", "series_id", MATCH, "limit", "cursor", "format", "step", "agg", "by")
-)
-EMPTY_PARAMETERS = frozenset(("by",))
 NO_PARAMETERS: frozenset[str] = frozenset()
 
 _encode = msgspec.json.Encoder().encode
@@ -106,62 +105,54 @@ class Handlers:
     def query(self, request: Request) -> Answer:
         """Answer ``GET /query``: rows or windows."""
         self._health.require_started()
-        given = query_string.parse(request.query_string, QUERY_PARAMETERS, EMPTY_PARAMETERS)
-        selectors = self.named.selectors(given)
-        if selectors is None:
-            return self._query(request, given, query_string.integers(given, "series_id"))
-        if "series_id" in given:
-            raise InvalidRequestError(f"{MATCH} and series_id cannot be given together", MATCH)
+        question = read_question(request.query_string)
+        if question.match is None:
+            return self._query(request, question)
+        selected = self.named.remembered(question.match)
+        if selected is not None:
+            return self._query(request, question, selected)
+        selectors = self.named.selectors(question.match)
         if self.named.is_quick():
-            return self._query(request, given, None, self.named.select(selectors))
-        return self._query_later(request, given, selectors)
+            return self._query(request, question, self.named.select(question.match, selectors))
+        return self._query_later(request, question, partial(self.named.select, question.match, selectors))
 
     async def _query_later(
-        self, request: Request, given: dict[str, list[str]], selectors: list[Selector]
+        self, request: Request, question: Question, select: Callable[[], NDArray[np.int64]]
     ) -> Response | StreamedResponse:
-        selected = await self._work.start_query(partial(self.named.select, selectors))
-        answer = self._query(request, given, None, selected)
+        selected = await self._work.start_query(select)
+        answer = self._query(request, question, selected)
         assert answer is not None
         return answer if isinstance(answer, Response) else await answer
 
     def _query(
-        self,
-        request: Request,
-        given: dict[str, list[str]],
-        series: list[int] | None,
-        selected: NDArray[np.int64] | None = None,
+        self, request: Request, question: Question, selected: NDArray[np.int64] | None = None
     ) -> Answer:
-        # One series is the usual case, and much cheaper to check as a number than as a list.
-        series_id = series[0] if series is not None and len(series) == 1 else series
-        chosen = series_id if selected is None else selected
+        start, end, series, step, form = asked = question.asked
         # Cursors belong to the selectors, not to the series that they happen to find now.
-        selected_by = None if selected is None else "\n".join(given[MATCH])
-        form = query_string.single(given, "format")
-        if form not in (None, "rows", "columns", "arrow"):
-            raise InvalidRequestError(f"format must be rows, columns or arrow, got {form!r}", "format")
-        start = query_string.integer(given, "start")
-        end = query_string.integer(given, "end")
-        limit = query_string.integer(given, "limit")
-        cursor = query_string.single(given, "cursor")
-        step = query_string.integer(given, "step")
+        selected_by = None
+        chosen: int | Sequence[int] | NDArray[np.int64] | None = selected
+        if question.match is not None:
+            selected_by = "\n".join(question.match)
+        elif series is not None:
+            # One series is the usual case, and much cheaper to check as a number than as a list.
+            chosen = series[0] if len(series) == 1 else series
         names: tuple[str, ...] | None = None
         wanted: RangeQuery | WindowQuery
         by_series = True
+        limit, cursor = question.limit, question.cursor
         if step is not None:
-            agg = query_string.words(given, "agg") or ("mean",)
-            by = query_string.single(given, "by")
+            agg = question.agg or ("mean",)
+            by = BY_SERIES if question.by is None else question.by
             wanted = make_window_query(
-                *(step, agg, start, end, chosen, limit, cursor, BY_SERIES if by is None else by),
-                selected_by=selected_by,
+                step, agg, start, end, chosen, limit, cursor, by, selected_by=selected_by
             )
             names, by_series = wanted.aggregates, bool(wanted.by)
-        elif "agg" in given or "by" in given:
-            name = "agg" if "agg" in given else "by"
+        elif question.agg is not None or question.by is not None:
+            name = "agg" if question.agg is not None else "by"
             raise InvalidRequestError(f"{name} needs step, the length of a window", name)
         else:
             wanted = make_range_query(start, end, chosen, limit, cursor, selected_by=selected_by)
         columns = form == "columns"
-        asked = (start, end, series, step, form)
         if form == "arrow" or not by_series:
             return self._other_answer(request, wanted, asked, names)
         short = self._engine.answer_short(wanted, columns=columns)

@@ -17,6 +17,7 @@ from omendb.query import decode_cursor, encode_cursor
 from omendb.series import parse_selector
 from omendb.server import line_protocol, query_string, wire
 from omendb.server.commit import WRITTEN, WriteCommit
+from omendb.server.question import MATCH
 from omendb.server.request import Response
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from omendb.server.request import Answer, Request
     from omendb.server.work import Work
 
-MATCH = "match[]"
 WRITE_PARAMETERS = frozenset(("precision", "db", "rp", "u", "p", "consistency"))
 """Of ``POST /write``; all but the first are taken from clients of InfluxDB, and mean nothing here."""
 SERIES_PARAMETERS = frozenset((MATCH, "limit", "cursor"))
@@ -42,6 +42,13 @@ SERIES_MAX = 100_000
 
 UNINDEXED_MAX = 2_000
 """When more names than these are to be indexed first, a look-up runs in a thread."""
+
+REMEMBERED_MAX = 4_096
+"""Look-ups whose result is kept: dashboards ask for the same series again and again."""
+REMEMBERED_IDS_MAX = 128
+"""Series of a look-up whose result is kept: of more, the look-up is the smaller part of the work."""
+REMEMBERED_CHARACTERS_MAX = 1_024
+"""Of the selectors of a look-up whose result is kept."""
 
 INLINE_BYTES = 65_536
 """Bodies up to this size are read in the caller's thread."""
@@ -66,6 +73,9 @@ class NamedSeries:
         self._work = work
         self._log = log
         self._settings = lambda: engine.settings
+        # What selectors found, and how many names were visible then. Names only ever come: with as many, the
+        # same series match. Single operations on the dict are atomic, and a lost entry costs a look-up.
+        self._remembered: dict[tuple[str, ...], tuple[int, NDArray[np.int64]]] = {}
 
     def write(self, request: Request) -> Answer:
         """Answer ``POST /write`` once its points are durable and visible."""
@@ -110,15 +120,14 @@ class NamedSeries:
         )
         return None
 
-    def selectors(self, given: dict[str, list[str]]) -> list[Selector] | None:
-        """Read what ``match[]`` asks for; None when it is not given.
+    def selectors(self, texts: tuple[str, ...]) -> list[Selector]:
+        """Read what ``match[]`` asks for.
 
         Raises
         ------
         InvalidRequestError
         """
-        texts = given.get(MATCH)
-        return None if texts is None else [parse_selector(text, MATCH) for text in texts]
+        return [parse_selector(text, MATCH) for text in texts]
 
     def is_quick(self) -> bool:
         """Whether a look-up by labels may run in the caller's thread."""
@@ -128,11 +137,12 @@ class NamedSeries:
         """Answer ``GET /series``: ids and names."""
         self._health.require_started()
         given = query_string.parse(request.query_string, SERIES_PARAMETERS)
-        selectors = self.selectors(given)
+        texts = tuple(given.get(MATCH, ()))
+        selectors = self.selectors(texts) if texts else None
         limit = query_string.integer(given, "limit")
         if limit is not None and not 1 <= limit <= SERIES_MAX:
             raise InvalidRequestError(f"limit must be from 1 to {SERIES_MAX}, got {limit}", "limit")
-        identity = zlib.crc32(b"series " + "\n".join(given.get(MATCH, ())).encode())
+        identity = zlib.crc32(b"series " + "\n".join(texts).encode())
         cursor = query_string.single(given, "cursor")
         after = -1 if cursor is None else decode_cursor(cursor, identity)[0]
         count = SERIES_DEFAULT if limit is None else limit
@@ -153,6 +163,25 @@ class NamedSeries:
         )
         return Response(200, _encode(answer))
 
-    def select(self, selectors: list[Selector]) -> NDArray[np.int64]:
-        """Return the ids of the series that match, ascending."""
-        return self._engine.catalog.select(selectors)
+    def remembered(self, texts: tuple[str, ...]) -> NDArray[np.int64] | None:
+        """Return what `select` would, when it is known; not to be changed."""
+        found = self._remembered.get(texts)
+        return None if found is None or found[0] != self._engine.catalog.visible else found[1]
+
+    def select(self, texts: tuple[str, ...], selectors: list[Selector]) -> NDArray[np.int64]:
+        """Return the ids of the series that match, ascending; not to be changed.
+
+        Parameters
+        ----------
+        texts : tuple of str
+            What `selectors` were read from.
+        selectors : list of Selector
+        """
+        # Before the look-up: names that come meanwhile make what is remembered old, not wrong.
+        visible = self._engine.catalog.visible
+        ids = self._engine.catalog.select(selectors)
+        if len(ids) <= REMEMBERED_IDS_MAX and sum(map(len, texts)) <= REMEMBERED_CHARACTERS_MAX:
+            if len(self._remembered) >= REMEMBERED_MAX:
+                self._remembered.clear()
+            self._remembered[texts] = (visible, ids)
+        return ids

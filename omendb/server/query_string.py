@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
 INT64_DIGITS_MAX = 19
+REMEMBERED_CHARACTERS_MAX = 256
+"""Of a part of a query string whose decoding is remembered: selectors come again and again."""
+
+_decode_again = lru_cache(maxsize=4_096)(unquote_plus)
 
 
 def parse(text: str, known: Container[str], may_be_empty: Container[str] = ()) -> dict[str, list[str]]:
@@ -45,7 +50,7 @@ def parse(text: str, known: Container[str], may_be_empty: Container[str] = ()) -
             continue
         name, _, value = pair.partition("=")
         if "%" in pair or "+" in pair:
-            name, value = unquote_plus(name), unquote_plus(value)
+            name, value = _decode(name), _decode(value)
         if name not in known:
             raise InvalidRequestError(f"unknown parameter {name!r}", name)
         if not value and name not in may_be_empty:
@@ -55,6 +60,10 @@ def parse(text: str, known: Container[str], may_be_empty: Container[str] = ()) -
         else:
             given[name] = [value]
     return given
+
+
+def _decode(text: str) -> str:
+    return unquote_plus(text) if len(text) > REMEMBERED_CHARACTERS_MAX else _decode_again(text)
 
 
 def single(given: dict[str, list[str]], name: str) -> str | None:

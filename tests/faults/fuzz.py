@@ -37,7 +37,7 @@ from omendb.errors import CorruptionError, InvalidRequestError
 from omendb.model import AGGREGATES
 from omendb.series import canonical_key, write_key
 from omendb.server import line_protocol, query_string, wire
-from omendb.server.handlers import QUERY_PARAMETERS
+from omendb.server.question import PARAMETERS, read_question
 from omendb.storage import backup, catalog, learned_index, manifest, names, wal
 from tests.jit import reference_lines
 
@@ -742,13 +742,13 @@ def run_query_string(data: bytes) -> bool:
     for name, value in urllib.parse.parse_qsl(text, keep_blank_values=True, max_num_fields=None):
         plain.setdefault(name, []).append(value)
     try:
-        given = query_string.parse(text, QUERY_PARAMETERS)
+        given = query_string.parse(text, PARAMETERS)
     except InvalidRequestError:
-        assert plain.keys() - QUERY_PARAMETERS or any("" in values for values in plain.values())
+        assert plain.keys() - PARAMETERS or any("" in values for values in plain.values())
         return False
     assert given == plain
     try:
-        asked = _ask(given)
+        asked = _ask(text)
     except InvalidRequestError:
         return False
     assert asked.start == (_number(plain["start"]) if "start" in plain else INT64_MIN)
@@ -767,17 +767,15 @@ def run_query_string(data: bytes) -> bool:
     return True
 
 
-def _ask(given: dict[str, list[str]]) -> query.RangeQuery | query.WindowQuery:
-    start, end, limit, step = (
-        query_string.integer(given, name) for name in ("start", "end", "limit", "step")
-    )
-    series_id = query_string.integers(given, "series_id")
-    cursor = query_string.single(given, "cursor")
-    query_string.single(given, "format")
+def _ask(text: str) -> query.RangeQuery | query.WindowQuery:
+    question = read_question(text)
+    start, end, series_id, step, _ = question.asked
+    limit, cursor = question.limit, question.cursor
+    if question.match is not None:
+        series_id = None
     if step is None:
         return query.make_range_query(start, end, series_id, limit, cursor)
-    agg = query_string.words(given, "agg") or ("mean",)
-    return query.make_window_query(step, agg, start, end, series_id, limit, cursor)
+    return query.make_window_query(step, question.agg or ("mean",), start, end, series_id, limit, cursor)
 
 
 def _number(texts: list[str]) -> int:
@@ -793,11 +791,13 @@ def _query_string_target() -> Target:
         b"",
         b"series_id=1&series_id=2,3&start=-5&end=1700000000000&limit=10&format=columns",
         b"start=0&end=99999&step=10&agg=mean,count&agg=stddev",
+        b"end=99999&start=-7&series_id=17&format=columns&limit=3",
+        b"start=0&end=99999&series_id=4&step=10&agg=mean&format=rows",
         f"start=5&end=10&series_id=1,2&cursor={cursor}".encode(),
         b"st%61rt=%31&limit=+5&step=1000",
         b"&&start=9223372036854775807&end=9223372036854775807&&",
     ]
-    tokens = [name.encode() + b"=" for name in sorted(QUERY_PARAMETERS)]
+    tokens = [name.encode() + b"=" for name in sorted(PARAMETERS)]
     tokens += [
         b"&",
         b"=",

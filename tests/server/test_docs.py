@@ -13,7 +13,8 @@ from omendb.config import Settings
 from omendb.model import AGGREGATES
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
 from omendb.server import connection, encode, large_query, problems, work
-from omendb.server.handlers import CALLS, QUERY_PARAMETERS
+from omendb.server.handlers import CALLS
+from omendb.server.question import PARAMETERS as QUERY_PARAMETERS
 
 PAGE = (Path(__file__).parents[2] / "docs/http-api.md").read_text()
 SERVED_ERRORS = [

@@ -12,8 +12,9 @@ from omendb import errors
 from omendb.model import AGGREGATES
 from omendb.reports import Status
 from omendb.server import openapi, problems
-from omendb.server.handlers import CALLS, QUERY_PARAMETERS
+from omendb.server.handlers import CALLS
 from omendb.server.named_series import SERIES_PARAMETERS, WRITE_PARAMETERS
+from omendb.server.question import PARAMETERS as QUERY_PARAMETERS
 from omendb.server.wire import Point, Points
 from tests.server.clients import request
 

@@ -320,6 +320,34 @@ def test_a_look_up_of_many_new_names_runs_in_a_thread(written: Client, monkeypat
     assert reply.json["count"] == expected["count"] + 1
 
 
+def test_what_a_look_up_found_is_remembered_until_names_come(written: Client, monkeypatch) -> None:
+    query = "/query" + match("cpu", "format=columns")
+    first = written.call("GET", query).json
+    with monkeypatch.context() as patch:
+        patch.setattr(named_series, "parse_selector", None)
+        again = written.call("GET", query).json
+    written.call("POST", "/write", b"cpu,host=h8 usage=1 1\n")
+
+    after = written.call("GET", query).json
+
+    assert first == again
+    assert after["count"] == first["count"] + 1
+    assert len(set(after["series_id"]) - set(first["series_id"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "maximum"), [("REMEMBERED_MAX", 0), ("REMEMBERED_IDS_MAX", 0), ("REMEMBERED_CHARACTERS_MAX", 2)]
+)
+def test_few_look_ups_are_remembered(written: Client, monkeypatch, name: str, maximum: int) -> None:
+    expected = written.call("GET", "/query" + match("cpu", "limit=3")).json
+    monkeypatch.setattr(named_series, name, maximum)
+
+    for selector in ('cpu{host="h1"}', "cpu", "cpu"):
+        found = written.call("GET", "/query" + match(selector, "limit=3")).json
+
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("query", "message", "field"),
     [
