@@ -3,6 +3,7 @@
 # make lint   the checks without the tests
 # make bench  the benchmarks of perf/, on this machine
 # make race   OmenDB against other databases; ARGS="--short" to see that it works
+# make race-scaling, race-ingest, race-profile   how OmenDB's cost grows, what ingest costs, where time goes
 # make soak   the long form of the fault tests; ARGS="--minutes 60 --seed 1" (ten minutes by default)
 # make image  build the container image, with podman or buildah
 # make test-image   unpack the image and try it as a cluster would run it (minutes; as root)
@@ -25,7 +26,7 @@ APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-instal
 # Kernels compiled with bounds checks must not be mixed with others, nor outlive their sources.
 CHECKED_KERNELS = $(CURDIR)/build/kernels-$(shell cat omendb/jit/*.py | sha256sum | cut -c1-16)
 
-.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary race race-scaling race-profile clean
+.PHONY: run install test lint test-kernels packages bench soak image test-image binary test-binary race race-scaling race-profile race-ingest clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/omendb serve --data-dir ./omendb-data $(ARGS)
@@ -60,7 +61,7 @@ race: $(RACE_INSTALLED)
 	$(BIN)/python -m perf.race $(ARGS)
 
 # OmenDB alone: how its cost grows, and where its time goes.
-race-scaling race-profile: race-%: $(RACE_INSTALLED) packages
+race-scaling race-profile race-ingest: race-%: $(RACE_INSTALLED) packages
 	$(BIN)/python -m perf.race.$* $(ARGS)
 
 soak: $(INSTALLED) packages

@@ -94,7 +94,7 @@ def test_figures_of_a_row_that_failed_once_do_not_count(race):
 def test_the_page_of_benchmarks_has_a_mark_for_every_part(race):
     page = Path(__file__).resolve().parents[2].joinpath("docs", "benchmarks.md").read_text()
 
-    for name in [*report.blocks(race), "scaling", "profile"]:
+    for name in [*report.blocks(race), "scaling", "ingest", "profile"]:
         assert page.count(f"<!-- race:{name} -->\n") == page.count(f"<!-- /race:{name} -->\n") == 1, name
 
 
