@@ -28,7 +28,7 @@ from omendb.errors import (
     OverloadedError,
     WalFailedError,
 )
-from omendb.executor import Scan, ShortAnswer, answer_short
+from omendb.executor import Scan
 from omendb.flusher import Compactor, Flusher, Refitter, storage_error
 from omendb.inspection import (
     compression_gauges,
@@ -47,6 +47,7 @@ from omendb.model import BY_SERIES, Batch, Columns, Windows, make_batch
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats, Status
 from omendb.settings_source import SettingsSource, fixed
+from omendb.short_query import ShortAnswer, answer_short
 from omendb.storage import backup, decoded_cache, filenames
 from omendb.storage.fs import FileSystem, OsFileSystem, release_memory
 from omendb.storage.recovery import Recovery, open_store

@@ -7,17 +7,15 @@ works on in several threads; the parts come in order all the same.
 
 from __future__ import annotations
 
-import threading
 from copy import copy
-from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from omendb import wide_window
 from omendb.config import Settings
-from omendb.jit import answer, layout, merge, search, split, window
+from omendb.jit import layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
 from omendb.storage.read_ahead import RUNS_MIN, ReadAhead, is_cold
@@ -750,95 +748,3 @@ def make_columns(
         else:
             columns[name] = plain[name]
     return columns
-
-
-SHORT_ROWS = 20_000
-"""Rows that a short query touches at most: 1 to 2 ms, less than the way through another thread costs when the
-machine is busy."""
-
-_TRIES = 8  # a kernel asks for blocks to be verified one source at a time
-
-_local = threading.local()
-
-
-class ShortAnswer(NamedTuple):
-    """The answer of a short query.
-
-    Attributes
-    ----------
-    rows : int
-        Or windows.
-    text : memoryview
-        Their JSON, without what surrounds them; holds until the thread's next short query.
-    cursor : str or None
-        Where to go on when the limit cut the answer.
-    """
-
-    rows: int
-    text: bytes | memoryview
-    cursor: str | None
-
-
-def answer_short(
-    snapshot: Snapshot,
-    query: RangeQuery | WindowQuery,
-    settings: Settings = DEFAULTS,
-    *,
-    columns: bool,
-) -> ShortAnswer | None:
-    """Answer a query that touches few rows, in one kernel call; None when it is not one.
-
-    Parameters
-    ----------
-    snapshot : Snapshot
-    query : RangeQuery or WindowQuery
-    settings : Settings, optional
-        Of them `prefetch_size` and `enable_simd`.
-    columns : bool
-        One array a column, instead of one object a row.
-
-    Raises
-    ------
-    CorruptionError
-    """
-    workspace: answer.Workspace | None = getattr(_local, "workspace", None)
-    if workspace is None:
-        workspace = _local.workspace = answer.Workspace(SHORT_ROWS)
-    room = workspace.room
-    limit = INT64_MAX if query.limit is None else query.limit
-    every_series = query.series is None
-    series = NO_SERIES if query.series is None else query.series
-    place = (*(query.after or (0, 0)), query.after is not None)
-    span = (query.start, query.end)
-    call: Callable[[], tuple[int, int, int, int, int, int]]
-    if isinstance(query, RangeQuery):
-        fields = workspace.layout(None, columns=columns).fields
-        sources = Sources(snapshot, query, min(limit, SHORT_ROWS) + 1, settings)
-        call = partial(
-            answer.answer_rows,
-            *(sources.table, series, every_series, *span, *place, limit, room, fields, columns),
-        )
-    else:
-        fields = workspace.layout(query.aggregates, columns=columns).fields
-        sources = Sources(snapshot, query, SHORT_ROWS + 1, settings)
-        windows = (query.origin, query.step, settings.enable_simd)
-        variance = "stddev" in query.aggregates
-        call = partial(
-            answer.answer_windows,
-            *(sources.table, series, every_series, *span, *windows, *place, limit, variance),
-            *(room, fields, columns),
-        )
-    with sources.reading() as reading:
-        for _ in range(_TRIES):
-            count, status, source, start, stop, size = call()
-            if status == layout.STATUS_VERIFY:
-                sources.verify(source, start, stop, reading)
-                continue
-            if status == answer.STATUS_LARGE:
-                return None
-            cursor = None
-            if status == layout.STATUS_FULL:
-                keys = workspace.integers
-                cursor = encode_cursor(query.identity, (int(keys[0, count - 1]), int(keys[1, count - 1])))
-            return ShortAnswer(count, workspace.text[:size], cursor)
-    return None

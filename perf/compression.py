@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omendb.config import Settings
-from omendb.executor import Scan, answer_short
+from omendb.executor import Scan
 from omendb.merged import window_scan
 from omendb.model import Batch
 from omendb.query import make_range_query, make_window_query
+from omendb.short_query import answer_short
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
 

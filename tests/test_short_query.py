@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import omendb
-from omendb import executor
+from omendb import executor, short_query
 from omendb.errors import CorruptionError
 from omendb.model import AGGREGATES
 from omendb.query import RangeQuery, WindowQuery, make_range_query, make_window_query
@@ -91,7 +91,7 @@ def test_windows_are_those_of_a_scan(db, start, length, series_id, limit, column
 
 
 def test_a_query_that_touches_more_rows_is_left_to_a_scan(tmp_path) -> None:
-    count = executor.SHORT_ROWS + 1
+    count = short_query.SHORT_ROWS + 1
     with omendb.open(tmp_path / "db") as db:
         db.insert(1, np.arange(count), np.zeros(count))
         db.flush()

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from omendb.executor import ShortAnswer
     from omendb.server.request import Headers, Piece
+    from omendb.short_query import ShortAnswer
 
 Part = Columns | Windows
 Result = TypeVar("Result")

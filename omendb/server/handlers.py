@@ -18,7 +18,6 @@ import msgspec
 
 from omendb.config import check
 from omendb.errors import InvalidRequestError
-from omendb.executor import SHORT_ROWS
 from omendb.metrics import package_version
 from omendb.model import BY_SERIES
 from omendb.query import RangeQuery, make_range_query, make_window_query
@@ -28,6 +27,7 @@ from omendb.server.commit import INSERTED_NONE, Commit
 from omendb.server.named_series import NamedSeries
 from omendb.server.question import read_question
 from omendb.server.request import Response, Waiter
+from omendb.short_query import SHORT_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

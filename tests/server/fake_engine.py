@@ -11,13 +11,13 @@ import numpy as np
 
 from omendb.config import Settings
 from omendb.errors import NotReadyError
-from omendb.executor import SHORT_ROWS, ShortAnswer
 from omendb.metrics import Metrics, memory_gauges
 from omendb.model import Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
 from omendb.reports import SettingState, Status
 from omendb.server import encode
 from omendb.settings_source import fixed
+from omendb.short_query import SHORT_ROWS, ShortAnswer
 from omendb.storage.catalog import Catalog
 
 if TYPE_CHECKING:

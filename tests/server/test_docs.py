@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omendb import errors, executor
+from omendb import errors, executor, short_query
 from omendb.config import Settings
 from omendb.model import AGGREGATES
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
@@ -49,7 +49,7 @@ def test_states_the_limits_in_force() -> None:
     settings = Settings()
     assert settings.max_body_bytes == 64 << 20
     assert settings.body_timeout_ms == 10_000
-    assert f"more than {executor.SHORT_ROWS:,} rows runs in a thread" in PAGE
+    assert f"more than {short_query.SHORT_ROWS:,} rows runs in a thread" in PAGE
     assert f"more than {executor.SPLIT_ROWS:,} rows in as many" in PAGE
     assert f"more than {encode.PIECE_ROWS:,} rows is sent in pieces" in PAGE
     assert f"take more than {large_query.KEPT_WINDOW_BYTES_MAX >> 20} MB are made twice" in PAGE

@@ -10,10 +10,11 @@ import pytest
 
 from omendb.config import Settings
 from omendb.errors import CorruptionError
-from omendb.executor import Scan, WindowScan, answer_short
+from omendb.executor import Scan, WindowScan
 from omendb.merged import window_scan
 from omendb.model import AGGREGATES, Columns
 from omendb.query import make_range_query, make_window_query
+from omendb.short_query import answer_short
 from omendb.storage import decoded_cache, manifest, repair
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
