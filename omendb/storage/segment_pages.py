@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+import zstandard
 
 from omendb.errors import CorruptionError
 from omendb.jit import pages
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES_MAX = 4_096  # of a page; Arrow writes about 60, and bounds of strings do not occur
 _DEPTH_MAX = 8
+
+_local = threading.local()
 
 # Of Parquet's parquet.thrift.
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
@@ -191,6 +194,27 @@ def find_pages(
     return Pages(places_found[0], places_found[1], checksums_found[0], checksums_found[1])
 
 
+def _decompressed(packed: memoryview, size: int) -> NDArray[np.uint8]:
+    """Decompress the body of a page.
+
+    A decompressor is kept by each thread: to make one for a page costs many times what decompressing it does.
+    """
+    try:
+        decompress = _local.decompress
+    except AttributeError:
+        decompress = _local.decompress = zstandard.ZstdDecompressor().decompress
+    try:
+        # The frame must not say that it holds more than the page's header says.
+        if zstandard.frame_content_size(packed) not in (size, -1):
+            raise MalformedPageError("the page has another length than its header says")
+        body = decompress(packed, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise MalformedPageError(f"the page cannot be decompressed: {error}") from error
+    if len(body) != size:
+        raise MalformedPageError("the page has another length than its header says")
+    return np.frombuffer(body, np.uint8)  # read-only, as the kernels' types have it
+
+
 class PageReader:
     """Decodes blocks of one compressed segment; any thread may call it.
 
@@ -211,6 +235,8 @@ class PageReader:
         self._values_start = index.binding.value_offset
         self._index = index
         self._pages: Pages = index.pages
+        # What the header of a page says, by column and block: 0 until it was read for the first time.
+        self._headers = tuple(array("Q", bytes(8 * self.blocks)) for _ in range(2))
         self._dictionary: NDArray[np.int64] | None = None
         self._lock = threading.Lock()  # protects `_dictionary` from being read twice at a time
 
@@ -248,7 +274,7 @@ class PageReader:
         """
         found = self._pages
         place = int(found.timestamp[block]), int(found.timestamp[block + 1])
-        self._read(place, int(found.timestamp_checksums[block + 1]), out)
+        self._read(0, block, place, int(found.timestamp_checksums[block + 1]), out)
         self._check(block, place[0], out, self._index.timestamp_checksums)
 
     def read_values(self, block: int, out: NDArray[np.float64]) -> None:
@@ -260,7 +286,7 @@ class PageReader:
         """
         found = self._pages
         place = int(found.value[block]), int(found.value[block + 1])
-        self._read(place, int(found.value_checksums[block + 1]), out.view(np.int64))
+        self._read(1, block, place, int(found.value_checksums[block + 1]), out.view(np.int64))
         self._check(block, place[0], out, self._index.value_checksums)
 
     def _check(self, block: int, start: int, out: NDArray[Any], checksums: NDArray[np.uint64]) -> None:
@@ -268,43 +294,53 @@ class PageReader:
             raise CorruptionError(self._path, start, f"block {block} does not match its checksum")
 
     def _read(
-        self,
-        place: tuple[int, int],
-        checksum: int,
-        bits: NDArray[np.int64],
+        self, column: int, block: int, place: tuple[int, int], checksum: int, bits: NDArray[np.int64]
     ) -> None:
         start, stop = place
         try:
-            self._decode(*self._body(start, stop, checksum), bits)
+            data = self._page(start, stop, checksum)
+            header_bytes, uncompressed_bytes, encoding = self._known_header(column, block, data, len(bits))
+            self._decode(encoding, _decompressed(data[header_bytes:], uncompressed_bytes), bits)
         except MalformedPageError as error:
             raise CorruptionError(self._path, start, str(error)) from error
         except OSError as error:
             raise CorruptionError(self._path, start, f"cannot be read: {error}") from error
 
-    def _body(self, start: int, stop: int, checksum: int) -> tuple[PageHeader, NDArray[np.uint8]]:
-        """Read a page through the file descriptor, check its bytes, and decompress it."""
+    def _known_header(self, column: int, block: int, data: memoryview, rows: int) -> tuple[int, int, int]:
+        """Return a header's length, the length of the body when it is decompressed, and its encoding.
+
+        Parsing costs more than decompressing does. What it finds holds as long as the page's checksum does.
+        """
+        known = self._headers[column][block]
+        if not known:
+            header = self._header(data)
+            if header.kind != _DATA_PAGE or header.values != rows:
+                raise MalformedPageError(f"the page does not hold the {rows} rows of its block")
+            known = header.bytes << 40 | header.uncompressed_bytes << 8 | header.encoding
+            self._headers[column][block] = known
+        return known >> 40, known >> 8 & 0xFFFFFFFF, known & 0xFF
+
+    def _page(self, start: int, stop: int, checksum: int) -> memoryview:
+        """Read a page through the file descriptor, and check its bytes."""
         data = memoryview(self._file.read_at(start, stop - start))
         if format.checksum(data) != checksum:
             raise MalformedPageError("the page does not match its checksum")
+        return data
+
+    def _header(self, data: memoryview) -> PageHeader:
+        """Parse the header of a page, of which everything else is the body."""
         header = parse_header(data[:_HEADER_BYTES_MAX])
-        packed = data[header.bytes : header.bytes + header.compressed_bytes]
-        if header.compressed_bytes < 0 or header.bytes + header.compressed_bytes != stop - start:
+        if header.compressed_bytes < 0 or header.bytes + header.compressed_bytes != len(data):
             raise MalformedPageError("the page ends elsewhere than it should")
         # No encoding needs as much: a wrong length must not make us ask for gigabytes.
-        if not 0 <= header.uncompressed_bytes <= 16 * self._rows + 65_536:
+        if not 0 <= header.uncompressed_bytes <= min(16 * self._rows + 65_536, 0xFFFFFFFF):
             raise MalformedPageError("the page has no sound length")
-        try:
-            body = pa.decompress(packed, decompressed_size=header.uncompressed_bytes, codec="zstd")
-        except (OSError, pa.ArrowException) as error:
-            raise MalformedPageError(f"the page cannot be decompressed: {error}") from error
-        array = np.frombuffer(body, np.uint8)
-        array.flags.writeable = False  # one type for the kernels
-        return header, array
+        if not 0 <= header.encoding <= _BYTE_STREAM_SPLIT:
+            raise MalformedPageError(f"the page's encoding {header.encoding} does not occur in segments")
+        return header
 
-    def _decode(self, header: PageHeader, body: NDArray[np.uint8], bits: NDArray[np.int64]) -> None:
-        rows, encoding = len(bits), header.encoding
-        if header.values != rows or header.kind != _DATA_PAGE:
-            raise MalformedPageError(f"the page does not hold the {rows} rows of its block")
+    def _decode(self, encoding: int, body: NDArray[np.uint8], bits: NDArray[np.int64]) -> None:
+        rows = len(bits)
         if encoding == _DELTA_BINARY_PACKED:
             if pages.decode_deltas(body, bits) != rows:
                 raise MalformedPageError("the page's differences cannot be decoded")
@@ -326,9 +362,11 @@ class PageReader:
             return dictionary
         with self._lock:
             if self._dictionary is None:
-                header, body = self._body(
+                data = self._page(
                     self._values_start, int(self._pages.value[0]), int(self._pages.value_checksums[0])
                 )
+                header = self._header(data)
+                body = _decompressed(data[header.bytes :], header.uncompressed_bytes)
                 if header.kind != _DICTIONARY_PAGE or len(body) != 8 * header.values:
                     raise MalformedPageError("the dictionary is not whole")
                 self._dictionary = body.view(np.int64)
