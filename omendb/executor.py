@@ -7,6 +7,7 @@ works on in several threads; the parts come in order all the same.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from copy import copy
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -18,6 +19,8 @@ from omendb.config import Settings
 from omendb.jit import layout, merge, search, split, window
 from omendb.model import INT64_MAX, INT64_MIN, Columns, Windows
 from omendb.query import RangeQuery, WindowQuery, encode_cursor
+from omendb.storage import scratch
+from omendb.storage.decoded_cache import no_reading
 from omendb.storage.read_ahead import RUNS_MIN, ReadAhead, is_cold
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from omendb.storage.decoded_cache import NoReading, Reading
+    from omendb.storage.scratch import Room
     from omendb.storage.segment import Segment
     from omendb.storage.snapshot import Snapshot
     from omendb.storage.source import Source
@@ -43,6 +47,9 @@ SPLIT_ROWS = 131_072
 SHARD_ROWS = 262_144
 """Rows of a shard of windows."""
 
+DECODED_ROWS_MIN = 4_096
+"""A scan of all series that touches fewer rows goes through the cache of decoded blocks in any case."""
+
 ROW_SHARD_ROWS = 65_536
 """Rows of a shard of rows: a few pieces of an answer, because all of them are held until it is done."""
 
@@ -56,14 +63,25 @@ Result = TypeVar("Result")
 class Sources:
     """The sources of one query, oldest first: the snapshot's segments, then what its memtables hold."""
 
-    __slots__ = ("_memory", "prefetch_rows", "reading", "segments", "settings", "table")
+    __slots__ = (
+        "_cache_bytes",
+        "_memory",
+        "_room",
+        "prefetch_rows",
+        "reading",
+        "segments",
+        "settings",
+        "table",
+    )
 
     def __init__(
         self, snapshot: Snapshot, query: RangeQuery | WindowQuery, rows_max: int, settings: Settings
     ) -> None:
         self.settings = settings
         self.segments = snapshot.segments
-        self.reading = snapshot.reading
+        self.reading: Callable[[], Reading | NoReading] = snapshot.reading
+        self._cache_bytes = 0 if snapshot.cache is None else snapshot.cache.limit_bytes
+        self._room: Room | None = None
         after = query.after if isinstance(query, RangeQuery) else None
         memory: list[Source] = []
         for memtable in snapshot.frozen:
@@ -126,7 +144,34 @@ class Sources:
         ------
         CorruptionError
         """
-        self.segments[source].verify_rows(start, stop, reading)
+        if self._room is None or not self._room.verify(source, start, stop):
+            self.segments[source].verify_rows(start, stop, reading)
+
+    @property
+    def exceed_cache(self) -> bool:
+        """Whether a scan of everything decodes more than the cache holds."""
+        if not self._cache_bytes:
+            return False
+        rows = sum(segment.rows for segment in self.segments if segment.cache is not None)
+        return 16 * rows > self._cache_bytes
+
+    def within(self, room: Room, table: NDArray[np.int64]) -> Sources | None:
+        """Return a part of these sources that is decoded into a room; None when it does not fit.
+
+        Parameters
+        ----------
+        room : Room
+        table : ndarray of int64, shape (k, SOURCE_WIDTH)
+            The part's sources. Changed.
+        """
+        if not room.lay_out(self.segments, self.table, table):
+            return None
+        part = copy(self)
+        part.table = table
+        part.reading = no_reading
+        part.prefetch_rows = 0  # what is compressed is read in order, through a descriptor
+        part._room = room
+        return part
 
 
 class Place:
@@ -270,13 +315,14 @@ class Request:
     query : RangeQuery or WindowQuery
     """
 
-    __slots__ = ("end", "every_series", "series", "sources", "start", "table")
+    __slots__ = ("end", "every_series", "is_part", "series", "sources", "start", "table")
 
     def __init__(self, sources: Sources, query: RangeQuery | WindowQuery) -> None:
         self.sources = sources
         self.table = sources.table
         self.series: NDArray[np.int64] = NO_SERIES if query.series is None else query.series
         self.every_series = query.series is None
+        self.is_part = False
         self.start = query.start
         self.end = query.end
 
@@ -284,6 +330,42 @@ class Request:
     def arguments(self) -> tuple[NDArray[np.int64], NDArray[np.int64], bool, int, int]:
         """The first arguments of every scan kernel."""
         return self.table, self.series, self.every_series, self.start, self.end
+
+    def is_split(self, row_bound: int) -> bool:
+        """Whether a scan that touches at most so many rows is worth the way into other threads."""
+        return row_bound > SPLIT_ROWS or (row_bound > DECODED_ROWS_MIN and self._exceeds_cache)
+
+    def shard_rows(self, rows: int, row_bound: int) -> int:
+        """Return how many of the rows that it touches a shard should have, for `rows` in plain segments.
+
+        Where rows are decoded, a shard is as long as the rows that are decoded with those touched allow.
+        """
+        if row_bound > BOUND_ROWS_MAX or not self._exceeds_cache:
+            return rows
+        return max(rows * row_bound // max(self.sources.rows, 1), 1)
+
+    @property
+    def _exceeds_cache(self) -> bool:
+        return self.every_series and self.sources.exceed_cache
+
+    @contextmanager
+    def decoding(self) -> Iterator[Request]:
+        """Lend the same request in a form that is quickest for the one thread that works on it.
+
+        Of a scan that exceeds the cache of decoded blocks, a part is decoded into room of the thread's own.
+        """
+        if not self.is_part or not self._exceeds_cache:
+            yield self
+            return
+        with scratch.borrow() as room:
+            table = self.table.copy()
+            sources = self.sources.within(room, table)
+            if sources is None:
+                yield self
+                return
+            part = copy(self)
+            part.sources, part.table = sources, table
+            yield part
 
     def between(self, start: int, end: int) -> Request:
         """Return the request for a part of the range of time, both ends inclusive."""
@@ -320,6 +402,7 @@ class Request:
     def _part(self, shard: NDArray[np.int64]) -> Request:
         """Return the request for a shard alone."""
         part = copy(self)
+        part.is_part = True
         first, last, part.start, part.end, _ = shard.tolist()
         if self.every_series:
             part.table = np.empty_like(self.table)
@@ -346,6 +429,7 @@ class _Scan(Generic[Part]):
     row_bound: int
     cursor: str | None
     workers: Workers | None
+    _request: Request
 
     def __init__(self, limit: int | None, workers: Workers | None) -> None:
         self.cursor = None
@@ -379,7 +463,7 @@ class _Scan(Generic[Part]):
             In its turn: what was yielded before is right.
         """
         workers = self.workers
-        if workers is None or self.row_bound <= SPLIT_ROWS:
+        if workers is None or not self._request.is_split(self.row_bound):
             return map(function, self.chunks(rows_max))
         if self._limit is not None:
             # How much of a part belongs to the answer is known only when those before it are made.
@@ -387,7 +471,8 @@ class _Scan(Generic[Part]):
         self.cursor = None
 
         def work(request: Request) -> list[Result]:
-            return [function(part) for part in self._pieces(request, rows_max)]
+            with request.decoding() as lent:
+                return [function(part) for part in self._pieces(lent, rows_max)]
 
         return chain.from_iterable(workers.map(work, self._requests(rows_max)))
 
@@ -439,17 +524,22 @@ class Scan(_Scan[Columns]):
         ------
         CorruptionError
         """
-        if self.workers is None or self.row_bound <= SPLIT_ROWS:
+        if self.workers is None or not self._request.is_split(self.row_bound):
             total = self._count(self._request)
         else:
-            total = sum(self.workers.map(self._count, self._requests(SHARD_ROWS)))
+            total = sum(self.workers.map(self._count_part, self._requests(SHARD_ROWS)))
         limit = self.query.limit
         return total if limit is None else min(total, limit)
+
+    def _count_part(self, request: Request) -> int:
+        with request.decoding() as lent:
+            return self._count(lent)
 
     def _count(self, request: Request) -> int:
         after = self.query.after
         total = 0
-        with self._sources.reading() as reading:
+        sources = request.sources
+        with sources.reading() as reading:
             while True:
                 count, status, source, start, stop = merge.count_rows(
                     *request.arguments, *(after or (0, 0)), after is not None
@@ -458,7 +548,7 @@ class Scan(_Scan[Columns]):
                     return total + int(count)
                 if reading.is_much(stop - start):
                     break
-                self._sources.verify(source, start, stop, reading)
+                sources.verify(source, start, stop, reading)
                 # What was counted are whole series, all before the one that was reached: go on from there.
                 reached = int(merge.find_series(request.table, source, start))
                 if reached > 0 and (after is None or reached > after[0]):
@@ -466,7 +556,7 @@ class Scan(_Scan[Columns]):
                     after = (reached - 1, INT64_MAX)
                     reading.renew()
         # More than should be decoded at a time: count the rest piece by piece.
-        place = Place(self._sources, after)
+        place = Place(sources, after)
         done = False
         while not done:
             arrays = _row_arrays(CHUNK_ROWS)
@@ -486,7 +576,7 @@ class Scan(_Scan[Columns]):
 
     def _pieces(self, request: Request, rows_max: int) -> Iterator[Columns]:
         arguments = request.arguments
-        place = Place(self._sources, self.query.after)
+        place = Place(request.sources, self.query.after)
         limit = self.query.limit
         left = INT64_MAX if limit is None else limit
         # Past the bound there is nothing: arrays of its size are large enough.
@@ -505,7 +595,8 @@ class Scan(_Scan[Columns]):
                 yield Columns(series[:filled], timestamp[:filled], value[:filled])
 
     def _requests(self, rows_max: int) -> list[Request]:
-        return self._request.split(max(rows_max, ROW_SHARD_ROWS), self.query.after, 0, 0)
+        rows = self._request.shard_rows(max(rows_max, ROW_SHARD_ROWS), self.row_bound)
+        return self._request.split(rows, self.query.after, 0, 0)
 
     def view(self) -> Columns | None:
         """The whole answer without copying, when one segment holds it; else None.
@@ -621,7 +712,7 @@ class WindowScan(_Scan[Windows]):
         query = self.query
         arguments = (*request.arguments, query.origin, query.step, self._sources.settings.enable_simd)
         options = ("stddev" in query.aggregates, False)
-        place = Place(self._sources, query.after)
+        place = Place(request.sources, query.after)
         left = INT64_MAX if query.limit is None else query.limit
         bound = self._window_bound()
         while left > 0:
@@ -651,7 +742,8 @@ class WindowScan(_Scan[Windows]):
     def _requests(self, rows_max: int) -> list[Request]:
         if self._shards is None:
             query = self.query
-            self._shards = self._request.split(SHARD_ROWS, None, query.origin, query.step)
+            rows = self._request.shard_rows(SHARD_ROWS, self.row_bound)
+            self._shards = self._request.split(rows, None, query.origin, query.step)
         return self._shards
 
     def count(self) -> int:

@@ -17,7 +17,6 @@ from omendb.executor import (
     CHUNK_ROWS,
     DEFAULTS,
     SHARD_ROWS,
-    SPLIT_ROWS,
     Place,
     Request,
     Sources,
@@ -183,7 +182,7 @@ class MergedScan:
         ------
         CorruptionError
         """
-        if self.workers is None or self.row_bound <= SPLIT_ROWS:
+        if self.workers is None or not self._request.is_split(self.row_bound):
             return map(function, self.chunks(rows_max))
         return self.workers.map(function, self.chunks(rows_max))
 
@@ -254,11 +253,16 @@ class MergedScan:
 
         def work(requests: list[Request]) -> Table | None:
             table = Table(capacity, want_variance=want_variance)
-            return table if all(table.add_scan(request, query) for request in requests) else None
+            for request in requests:
+                with request.decoding() as lent:
+                    if not table.add_scan(lent, query):
+                        return None
+            return table
 
-        if workers is None or self.row_bound <= SPLIT_ROWS:
+        if workers is None or not slab.is_split(self.row_bound):
             return work([slab])
-        requests = slab.split(SHARD_ROWS, None, query.origin, query.step)
+        rows = slab.shard_rows(SHARD_ROWS, self.row_bound)
+        requests = slab.split(rows, None, query.origin, query.step)
         share = -(-len(requests) // (TASKS_A_THREAD * workers.threads)) or 1
         shares = [requests[index : index + share] for index in range(0, len(requests), share)]
         whole: Table | None = None

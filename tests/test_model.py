@@ -276,7 +276,6 @@ def split_into(size):
             patch.setattr(executor, "SPLIT_ROWS", 0)
             patch.setattr(executor, "SHARD_ROWS", size)
             patch.setattr(executor, "ROW_SHARD_ROWS", size)
-            patch.setattr(merged, "SPLIT_ROWS", 0)
             patch.setattr(merged, "SHARD_ROWS", size)
             patch.setattr(merged, "TABLE_WINDOWS_MAX", size)
             patch.setattr(merged, "BATCH_WINDOWS", size)

@@ -445,3 +445,8 @@ class NoReading:
 
 
 NO_READING = NoReading()
+
+
+def no_reading() -> NoReading:
+    """Return what kernels run in that read nothing of a cache."""
+    return NO_READING

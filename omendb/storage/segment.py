@@ -265,8 +265,24 @@ class CompressedSegment(Segment):
             return
         for block in range(start >> format.BLOCK_SHIFT, ((stop - 1) >> format.BLOCK_SHIFT) + 1):
             rows = self._reader.rows_of(block)
-            self._reader.read_timestamps(block, np.empty(rows, np.int64))
-            self._reader.read_values(block, np.empty(rows, np.float64))
+            self.decode_block(block, np.empty(rows, np.int64), np.empty(rows, np.float64))
+
+    def decode_block(self, block: int, timestamp: NDArray[np.int64], value: NDArray[np.float64]) -> None:
+        """Decode a block, past the cache, and check it.
+
+        Parameters
+        ----------
+        block : int
+        timestamp : ndarray of int64, shape (rows of the block,), contiguous
+        value : ndarray of float64, shape (rows of the block,), contiguous
+            Garbage after an error, both.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        self._reader.read_timestamps(block, timestamp)
+        self._reader.read_values(block, value)
 
     def columns(self) -> Columns:
         """All rows, decoded into fresh arrays.
@@ -278,8 +294,7 @@ class CompressedSegment(Segment):
         timestamp, value = np.empty(self.rows, np.int64), np.empty(self.rows, np.float64)
         for block in range(self._reader.blocks):
             rows = slice(block << format.BLOCK_SHIFT, (block + 1) << format.BLOCK_SHIFT)
-            self._reader.read_timestamps(block, timestamp[rows])
-            self._reader.read_values(block, value[rows])
+            self.decode_block(block, timestamp[rows], value[rows])
         return Columns(self._series(), timestamp, value)
 
     def sample_timestamps(self, step: int) -> NDArray[np.int64]:

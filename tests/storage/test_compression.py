@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from omendb import executor, merged
 from omendb.config import Settings
 from omendb.errors import CorruptionError
 from omendb.executor import Scan, WindowScan
@@ -15,13 +16,14 @@ from omendb.merged import window_scan
 from omendb.model import AGGREGATES, Columns
 from omendb.query import make_range_query, make_window_query
 from omendb.short_query import answer_short
-from omendb.storage import decoded_cache, manifest, repair
+from omendb.storage import decoded_cache, manifest, repair, scratch
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
 from omendb.storage.restore import restore
 from omendb.storage.segment import open_segment, rebuild_index
 from omendb.storage.segment_writer import choose_encoding, write_segment
 from omendb.storage.verify import verify
+from omendb.workers import Workers
 
 ENCODINGS = ["PLAIN", "BYTE_STREAM_SPLIT", "RLE_DICTIONARY"]
 MEBIBYTE = 1 << 20
@@ -319,6 +321,79 @@ def test_many_threads_read_while_blocks_come_and_go(pair) -> None:
         thread.join()
 
     assert wrong == []
+
+
+@pytest.fixture
+def workers():
+    pool = Workers(2)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("blocks", [1, 12, 64])
+@pytest.mark.parametrize("shard_rows", [3_000, 40_000, 262_144])
+def test_parts_of_large_scans_answer_the_same(pair, workers, monkeypatch, blocks, shard_rows) -> None:
+    """One block is too little for any part, twelve are for some, and with 64 all but the long series fit."""
+    monkeypatch.setattr(scratch, "ROOM_BLOCKS", blocks)
+    monkeypatch.setattr(scratch, "_local", threading.local())
+    monkeypatch.setattr(executor, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(merged, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(executor, "ROW_SHARD_ROWS", shard_rows)
+    rng = np.random.default_rng(blocks)
+    for bounds in [(None, None), *((int(low), int(low) + 40_000) for low in rng.integers(0, 90_000, 3))]:
+        scans = [Scan(s.snapshot, make_range_query(*bounds), workers) for s in pair.stores]
+        plain, compressed = (list(scan.map(lambda part: part, 5_000)) for scan in scans)
+        for left, right in zip(joined(plain), joined(compressed), strict=True):
+            np.testing.assert_array_equal(left, right)
+        assert scans[0].count() == scans[1].count() == sum(part.count for part in plain)
+        for step, by in ((1_000, "series_id"), (7_000_000, "series_id"), (900, "")):
+            query = make_window_query(step, AGGREGATES, *bounds, by=by)
+            one, other = (window_scan(s.snapshot, query, workers).windows() for s in pair.stores)
+            np.testing.assert_array_equal(one.timestamp, other.timestamp)
+            for name in AGGREGATES:
+                np.testing.assert_allclose(one.columns[name], other.columns[name], rtol=1e-9, atol=1e-9)
+
+
+def joined(parts: list[Columns]) -> list[np.ndarray]:
+    columns = zip(
+        *((part.series_id, part.timestamp, part.value.view(np.int64)) for part in parts), strict=True
+    )
+    return [np.concatenate(column) for column in columns]
+
+
+def test_a_large_scan_leaves_the_cache_to_others(tmp_path, workers, monkeypatch) -> None:
+    monkeypatch.setattr(executor, "DECODED_ROWS_MIN", 0)
+    both = Pair(tmp_path, walk(40, 10_000))
+    snapshot = both.compressed.snapshot
+    Scan(snapshot, make_range_query(1_000, 5_000, 7)).columns()
+    before = snapshot.cache.figures()
+
+    rows = sum(Scan(snapshot, make_range_query(), workers).map(lambda part: part.count))
+    windows = window_scan(snapshot, make_window_query(50_000, "count", 9_000, 30_000), workers).windows()
+
+    assert rows == 400_000
+    assert windows.columns["count"].sum() == 40 * 2_101
+    assert snapshot.cache.figures()[:1] + snapshot.cache.figures()[3:] == before[:1] + before[3:]
+    both.close()
+
+
+def test_damage_is_found_by_a_large_scan(tmp_path, workers) -> None:
+    both = Pair(tmp_path, walk(40, 10_000))
+    both.close()
+    name = min((tmp_path / "True" / "data").glob("*.parquet"))
+    content = bytearray(name.read_bytes())
+    content[len(content) // 2] ^= 1
+    name.unlink()
+    name.write_bytes(content)
+    store, _ = open_store(OsFileSystem(), tmp_path / "True", Settings())
+    store.cache.set_limit(MEBIBYTE)
+
+    with pytest.raises(CorruptionError) as error:
+        list(Scan(store.snapshot, make_range_query(), workers).map(lambda part: part.count))
+
+    assert error.value.path == str(name)
+    store.wal.close()
+    store.release()
 
 
 def test_short_answers_are_the_same(pair) -> None:
