@@ -24,7 +24,7 @@ from omendb.storage.decoded_cache import no_reading
 from omendb.storage.read_ahead import RUNS_MIN, ReadAhead, is_cold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -349,7 +349,7 @@ class Request:
         return self.every_series and self.sources.exceed_cache
 
     @contextmanager
-    def decoding(self) -> Iterator[Request]:
+    def decoding(self) -> Generator[Request]:
         """Lend the same request in a form that is quickest for the one thread that works on it.
 
         Of a scan that exceeds the cache of decoded blocks, a part is decoded into room of the thread's own.

@@ -25,7 +25,7 @@ from omendb.storage.fs import reserve_memory
 from omendb.storage.segment import CompressedSegment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Sequence
 
     from numpy.typing import NDArray
 
@@ -130,7 +130,7 @@ class Room:
 
 
 @contextlib.contextmanager
-def borrow() -> Iterator[Room]:
+def borrow() -> Generator[Room]:
     """Lend the calling thread's room; another one while it is lent already."""
     room: Room = _local.__dict__.pop("room", None) or Room(ROOM_BLOCKS)
     try:
