@@ -34,6 +34,7 @@ from omendb.query import make_range_query, make_window_query
 from omendb.short_query import answer_short
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
+from omendb.workers import Workers
 
 # Python puts a script's directory first; these two are modules there.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,6 +53,8 @@ START = 1_700_000_000
 SEED = 1
 ROUNDS = 5
 QUERIES = 200
+WORKERS = Workers()
+"""As a server has them."""
 ROW_GROUPS = (65_536, 2_000_000)
 LEVELS = (1, 3, 9)
 
@@ -155,7 +158,7 @@ def ask_range(store: Store, rows: int) -> Callable[[int, int], bytes]:
 def ask_windows(store: Store, series: list[int] | None, by: str = "series_id") -> list[bytes]:
     """Return 100 means of each series, or of all together."""
     query = make_window_query(ROWS // 100 * STEP_SECONDS * 1_000, "mean", START * 1_000, None, series, by=by)
-    windows = window_scan(store.snapshot, query).windows()
+    windows = window_scan(store.snapshot, query, WORKERS).windows()
     return [windows.timestamp.tobytes(), np.round(windows.columns["mean"], 9).tobytes()]
 
 
