@@ -522,6 +522,7 @@ class Store:
         # Another process may take the directory at once: a merge or a refit that is under way in some other
         # thread must have given up by then, or it would publish its manifest over the other's.
         with self._maintenance_lock:
+            self.wal.close()
             self._directory_lock.close()
 
     def _check_wanted(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from tests.faults.mounts import mounted_fuse, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.faults.mounts import FuseProcess
 
@@ -86,6 +86,15 @@ def test_a_disk_that_lies_is_found(tmp_path) -> None:
         power.fail_device(tmp_path, 1, lie=True)
 
 
+def open_files(directory: Path) -> list[str]:
+    """Return the files below a directory that this process has open."""
+    files: list[str] = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            files.append(str(descriptor.readlink()))
+    return [file for file in files if Path(file).is_relative_to(directory)]
+
+
 @pytest.mark.parametrize(("operation", "after"), [("fsync", 0), ("write", 0), ("fsync", 3), ("write", 3)])
 def test_failure_of_the_log_ends_all_acknowledgements(lossy, tmp_path, operation, after) -> None:
     with omendb.open(lossy.directory / "db") as db:
@@ -102,6 +111,7 @@ def test_failure_of_the_log_ends_all_acknowledgements(lossy, tmp_path, operation
             db.insert(1, 99, 1.0)
         assert db.failed.is_set()
         assert db.query().timestamp.tolist() == list(range(acknowledged))
+    assert open_files(lossy.directory) == []
 
     for seed in range(5):
         there = recovered(lossy, tmp_path / f"image{seed}", seed)
