@@ -15,6 +15,7 @@ import stat
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from tests.faults.mounts import make_ext4
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WRITE, FLUSH, ACKNOWLEDGED = 1, 2, 3
+WRITE, FLUSH, ACKNOWLEDGED, FAILED = 1, 2, 3, 4
 _HEAD = struct.Struct("<BQI")  # kind, offset or number, bytes that follow
 
 
@@ -52,37 +53,57 @@ class LoggedDisk(mfusepy.Operations):
     use_ns = True
 
     def __init__(self, empty: Path, log: Path) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._disk = bytearray(empty.read_bytes())
         self._log = log.open("wb")
         self._acknowledged = 0
         self._writes = 0
         self._hits = 0
-        self._end = 0  # of the last write
-        self._fault: dict[str, Any] | None = None
+        self._kept_back = b""  # a write that holds this waits
+        self._waiting = 0
+        self._delay = random.Random(0)
+        self._delay_seconds = 0.0
+        self._fails_after: int | None = None  # this many writes
+        self._lies = False
 
     def command(self, request: dict[str, Any]) -> dict[str, int]:
-        """Do what the standard input says: ``fail`` makes writes fail from the `after`-th from now on."""
+        """Do what the standard input says.
+
+        ``fail`` makes all writes fail that arrive after the next `after`; with `lie` the disk takes a half of
+        each instead, and calls that a success. ``hold`` keeps writes back that hold the bytes `data`, until
+        ``release``. ``delay`` lets each write take a time of its own, up to some `seconds`: those that are
+        under way at the same time overtake each other.
+        """
         with self._lock:
             if request["command"] == "fail":
-                self._fault = {**request, "at": self._writes + int(request["after"])}
-            return {"acknowledged": self._acknowledged, "writes": self._writes, "hits": self._hits}
+                self._fails_after = self._writes + int(request["after"])
+                self._lies = bool(request["lie"])
+            elif request["command"] == "delay":
+                self._delay = random.Random(request["seed"])
+                self._delay_seconds = float(request["seconds"])
+            elif request["command"] in ("hold", "release"):
+                self._kept_back = bytes.fromhex(request.get("data", ""))
+                self._lock.notify_all()
+            return {
+                "acknowledged": self._acknowledged,
+                "writes": self._writes,
+                "hits": self._hits,
+                "waiting": self._waiting,
+            }
 
-    def _failing(self, offset: int, data: bytes) -> int | None:
-        """Return how many bytes of this write are taken; None when all are.
-
-        A disk that fails says EIO. It begins to at a write that does not go on where the last one ended: the
-        kernel cuts a request at an edge of a page, and one whose second part fails is a short write, a lie. One that lies takes a part and says so, which a loop device reports as
-        success (``lo_complete_rq`` of Linux' drivers/block/loop.c ends a short write without an error).
-        """
-        self._writes += 1
-        continued, self._end = offset == self._end, offset + len(data)
-        if self._fault is None or self._writes <= self._fault["at"] or (continued and not self._hits):
-            return None
-        self._hits += 1
-        if self._fault["lie"] and len(data) > 1:
-            return len(data) // 2
-        raise mfusepy.FuseOSError(errno.EIO)
+    def _arrive(self, data: bytes) -> bool:
+        """Decide whether the fault meets a write, and keep it back as long as was asked for."""
+        with self._lock:
+            self._writes += 1
+            fails = self._fails_after is not None and self._writes > self._fails_after
+            self._hits += fails
+            seconds = self._delay.uniform(0, self._delay_seconds)
+            if self._kept_back and self._kept_back in data:
+                self._waiting += 1
+                self._lock.wait_for(lambda: not self._kept_back)
+                self._waiting -= 1
+        time.sleep(seconds)
+        return fails
 
     def _append(self, kind: int, offset: int, data: bytes = b"") -> None:
         self._log.write(_HEAD.pack(kind, offset, len(data)) + data)
@@ -107,16 +128,19 @@ class LoggedDisk(mfusepy.Operations):
             return bytes(self._disk[offset : offset + size])
 
     def write(self, path, data, offset, fh):
-        with self._lock:
-            if path == "/ack":
+        if path == "/ack":
+            with self._lock:
                 self._acknowledged = int.from_bytes(data, "little")
                 self._append(ACKNOWLEDGED, self._acknowledged)
-                return len(data)
-            taken = self._failing(offset, data)
-            if taken is not None:
-                data = data[:taken]
-            put(self._disk, offset, data)
-            self._append(WRITE, offset, data)
+            return len(data)
+        fails = self._arrive(data)
+        with self._lock:
+            if fails and not self._lies:
+                self._append(FAILED, offset, data)
+                raise mfusepy.FuseOSError(errno.EIO)
+            taken = data[: len(data) // 2] if fails else data
+            put(self._disk, offset, taken)
+            self._append(WRITE, offset, taken)
         return len(data)
 
     def truncate(self, path, length, fh=None):
@@ -173,7 +197,7 @@ def images(empty: Path, entries: list[Entry], chooser: random.Random, count: int
                 pending.append(entry)
             elif entry.kind == ACKNOWLEDGED:
                 acknowledged = entry.offset
-            else:
+            elif entry.kind == FLUSH:
                 for write in pending:
                     put(durable, write.offset, write.data)
                 pending = []
@@ -191,4 +215,4 @@ def images(empty: Path, entries: list[Entry], chooser: random.Random, count: int
 
 
 if __name__ == "__main__":
-    serve(LoggedDisk(Path(sys.argv[2]), Path(sys.argv[3])), sys.argv[1])
+    serve(LoggedDisk(Path(sys.argv[2]), Path(sys.argv[3])), sys.argv[1], threads=True)

@@ -412,8 +412,11 @@ def name_of(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def serve(file_system: Any, directory: str) -> None:
-    """Mount, and take commands from standard input until it is unmounted."""
+def serve(file_system: Any, directory: str, *, threads: bool = False) -> None:
+    """Mount, and take commands from standard input until it is unmounted.
+
+    With `threads` calls overlap.
+    """
 
     def take_commands() -> None:
         for line in sys.stdin:
@@ -425,7 +428,8 @@ def serve(file_system: Any, directory: str) -> None:
                 print(json.dumps(answer), flush=True)
 
     threading.Thread(target=take_commands, daemon=True).start()
-    mfusepy.FUSE(file_system, directory, foreground=True, nothreads=True, attr_timeout=0, entry_timeout=0)
+    options = {"max_idle_threads": 8} if threads else {"nothreads": True}
+    mfusepy.FUSE(file_system, directory, foreground=True, attr_timeout=0, entry_timeout=0, **options)
 
 
 if __name__ == "__main__":

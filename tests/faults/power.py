@@ -32,17 +32,21 @@ from omendb.storage.fs import OsFileSystem
 from omendb.storage.recovery import open_store
 from tests.faults import block_log
 from tests.faults.crash import LostDataError, read_all
-from tests.faults.mounts import mounted_fuse, mounted_image
+from tests.faults.mounts import mounted_fuse, mounted_image, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omendb.engine import Engine
     from omendb.model import Batch
+    from tests.faults.mounts import FuseProcess
 
 LOSSY = "tests.faults.lossy_fuse"
 RETRAIN_THRESHOLD = 1_000
 CHILD_SECONDS = 60  # a limit against hanging
+EMPTY, LOG = "empty.img", "blocks.log"
+REQUEST_KIB = 64  # the longest request of a loop device; FUSE takes up to 1 MiB in one piece
+DELAY_SECONDS = 0.003  # the longest that a write of a disk that fails takes
 FAILED = 3  # the child's exit status when the store was not to be used any more
 
 
@@ -234,21 +238,17 @@ def lose_blocks(
     """
     expected = Expected(seed)
     chooser = random.Random(seed)
-    log = directory / "blocks.log"
-    empty = directory / "empty.img"
-    block_log.make_image(empty, size_mib, block_bytes)
     with (
-        mounted_fuse("tests.faults.block_log", directory / "host", str(empty), str(log)) as host,
-        mounted_image(host.directory / "disk.img", directory / "mount") as mount,
+        logged_disk(directory, size_mib, block_bytes) as (host, mount),
         inserting(host.directory, seed, 0, mount / "db", inserts, bug) as process,
     ):
         process.wait(CHILD_SECONDS)
         assert process.returncode == 0, f"seed {seed}: the child ended with {process.returncode}"
     counts = {"block_images": 0, "block_rows": 0, "block_writes": 0, "block_flushes": 0}
-    entries = block_log.read(log)
+    entries = block_log.read(directory / LOG)
     counts["block_writes"] = sum(entry.kind == block_log.WRITE for entry in entries)
     counts["block_flushes"] = sum(entry.kind == block_log.FLUSH for entry in entries)
-    for image in block_log.images(empty, entries, chooser, images):
+    for image in block_log.images(directory / EMPTY, entries, chooser, images):
         what = f"seed {seed}, {block_bytes}-byte blocks, {image.name}"
         copy = directory / "crash.img"
         copy.write_bytes(image.content)
@@ -267,22 +267,15 @@ def fail_device(
 ) -> dict[str, int]:
     """Let a disk under an ext4 fail from some write on, and read what it holds in a new life.
 
-    With `lie` the disk takes half of each write and calls that a success, as a loop device does when the file
-    below it is cut short: nothing that runs above can notice.
+    With `lie` the disk takes half of each write and calls that a success: nothing that runs above can notice.
 
     Raises
     ------
     LostDataError
     """
     chooser = random.Random(seed)
-    log = directory / "blocks.log"
-    empty = directory / "empty.img"
-    block_log.make_image(empty, size_mib, block_bytes)
-    with (
-        mounted_fuse("tests.faults.block_log", directory / "host", str(empty), str(log)) as host,
-        mounted_image(host.directory / "disk.img", directory / "mount") as mount,
-    ):
-        keep_writes_whole(host.directory / "disk.img")
+    with logged_disk(directory, size_mib, block_bytes) as (host, mount):
+        host.ask("delay", seconds=DELAY_SECONDS, seed=seed)
         with inserting(host.directory, seed, 0, mount / "db", 100_000) as process:
             while host.ask("count")["acknowledged"] < 10:
                 assert process.poll() is None, f"seed {seed}: the child ended with {process.returncode}"
@@ -293,25 +286,58 @@ def fail_device(
             expected = (FAILED, 1) if lie else (FAILED,)
             assert process.returncode in expected, f"seed {seed}: the child ended with {process.returncode}"
         hits = host.ask("count")["hits"]
-    image = block_log.final(empty, block_log.read(log))
-    copy = directory / "after.img"
-    copy.write_bytes(image.content)
     what = f"seed {seed}, {block_bytes}-byte blocks, a disk that fails"
-    try:
-        with mounted_image(copy, directory / "after") as after:
-            _, rows = check(after / "db", Expected(seed), image.acknowledged, what)
-    except LostDataError:
-        raise
-    except AssertionError as error:
-        raise LostDataError(f"{what}: its file system cannot be mounted: {error}") from error
+    with after_failure(directory, what) as (after, acknowledged):
+        _, rows = check(after / "db", Expected(seed), acknowledged, what)
     return {"failed_disks": 1, "failed_disk_rows": rows, "failed_disk_writes": hits}
 
 
+@contextlib.contextmanager
+def logged_disk(directory: Path, size_mib: int, block_bytes: int) -> Iterator[tuple[FuseProcess, Path]]:
+    """Mount an ext4 on a disk whose writes are logged; yields the disk's process and the mount."""
+    empty = directory / EMPTY
+    block_log.make_image(empty, size_mib, block_bytes)
+    with (
+        mounted_fuse("tests.faults.block_log", directory / "host", str(empty), str(directory / LOG)) as host,
+        mounted_image(host.directory / "disk.img", directory / "mount") as mount,
+    ):
+        keep_writes_whole(host.directory / "disk.img")
+        yield host, mount
+
+
+@contextlib.contextmanager
+def after_failure(directory: Path, what: str) -> Iterator[tuple[Path, int]]:
+    """Mount what a logged disk took, in a new life; yields the mount and the last answer to the client.
+
+    Raises
+    ------
+    LostDataError
+    """
+    image = block_log.final(directory / EMPTY, block_log.read(directory / LOG))
+    copy = directory / "after.img"
+    copy.write_bytes(image.content)
+    with contextlib.ExitStack() as stack:
+        try:
+            after = stack.enter_context(mounted_image(copy, directory / "after"))
+        except AssertionError as error:
+            raise LostDataError(f"{what}: its file system cannot be mounted: {error}") from error
+        yield after, image.acknowledged
+
+
 def keep_writes_whole(file: Path) -> None:
-    """Bound the requests of the loop device of `file`: FUSE would cut longer ones, and then it lies."""
+    """Let each request of the loop device of `file` reach FUSE in one piece, and fail as a whole.
+
+    Through the page cache FUSE cuts a write at the edge of a page that it does not hold. When the first piece
+    is taken and the second fails, that is a short write, which a loop device reports as a success
+    (``lo_complete_rq`` of Linux' drivers/block/loop.c): the disk would lie. Direct I/O is not cut below the
+    size of a FUSE request, and any error in it is an error of the whole.
+    """
     for found in Path("/sys/block").glob("loop*/loop/backing_file"):
         if found.read_text().strip() == str(file):
-            (found.parents[1] / "queue" / "max_sectors_kb").write_text("64")
+            device = found.parents[1]
+            run("losetup", "--direct-io=on", f"/dev/{device.name}")
+            assert (found.parent / "dio").read_text().strip() == "1", "the loop device does no direct I/O"
+            (device / "queue" / "max_sectors_kb").write_text(str(REQUEST_KIB))
             return
     raise AssertionError(f"no loop device has {file}")
 

@@ -7,6 +7,8 @@ flushed (`block_log`). The long form: ``python -m tests.faults.power``.
 from __future__ import annotations
 
 import contextlib
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 import omendb
 from omendb.errors import CorruptionError, DiskFullError, WalFailedError
-from tests.faults import power
+from tests.faults import block_log, power
 from tests.faults.crash import LostDataError
 from tests.faults.mounts import mounted_fuse, require
 
@@ -84,6 +86,33 @@ def test_a_disk_that_lies_is_found(tmp_path) -> None:
     require(fuse=True, loop=True)
     with pytest.raises(LostDataError):
         power.fail_device(tmp_path, 1, lie=True)
+
+
+def test_a_request_of_the_disk_is_taken_or_fails_as_a_whole(tmp_path) -> None:
+    """What the tests of failing disks rest on: a request in two pieces could make a disk lie."""
+    require(fuse=True, loop=True)
+    size = (power.REQUEST_KIB - 4) << 10
+    data = mmap.mmap(-1, size)  # direct I/O wants memory that begins at a page
+    data.write(b"whole..." * (size // 8))
+    with power.logged_disk(tmp_path, 16, 1024) as (host, mount):
+        descriptor = os.open(mount / "file", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
+        try:
+            os.posix_fallocate(descriptor, 0, 128 << 10)
+            # Also across the edges of pages, which is where FUSE cuts what goes through the page cache.
+            starts = [kib << 10 for kib in range(8)]
+            for start in starts:
+                assert os.pwrite(descriptor, data, start) == size
+            host.ask("fail", after=0, lie=False)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.pwrite(descriptor, data, 1024)
+        finally:
+            os.close(descriptor)
+
+    entries = block_log.read(tmp_path / power.LOG)
+    ours = [(entry.kind, len(entry.data)) for entry in entries if b"whole..." in entry.data]
+    assert ours == [(block_log.WRITE, size)] * len(starts) + [(block_log.FAILED, size)]
+    assert len({entry.offset % 4096 for entry in entries if len(entry.data) == size}) == 4
+    assert max(len(entry.data) for entry in entries) <= power.REQUEST_KIB << 10
 
 
 def open_files(directory: Path) -> list[str]:
