@@ -147,6 +147,7 @@ class _OsWritableFile:
     def __init__(self, descriptor: int, offset: int) -> None:
         self._descriptor = descriptor
         self._offset = offset
+        self._sync_needs_check = _file_system_type(descriptor) in _SYNC_NEEDS_CHECK
 
     @property
     def offset(self) -> int:
@@ -166,6 +167,8 @@ class _OsWritableFile:
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)
+        if self._sync_needs_check:
+            _check_journal(self._descriptor)
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
@@ -396,9 +399,46 @@ def release_memory() -> None:
         trim(0)
 
 
-_libc = ctypes.CDLL(None)
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+
+
+_EXT4, _OVERLAY = 0xEF53, 0x794C7630  # numbers of Linux' linux/magic.h; ext2 and ext3 have ext4's
+_SYNC_NEEDS_CHECK = frozenset({_EXT4, _OVERLAY})
+"""File systems whose sync can succeed in vain; an overlay passes calls on to the one below, maybe an ext4."""
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FILE_SYSTEM_STOPPED_ERRNOS = frozenset({errno.EROFS, errno.EIO, errno.EUCLEAN})
+
+
+def _file_system_type(descriptor: int) -> int:
+    """Return the number of the kind of file system that holds an open file; 0 when that fails."""
+    status = (ctypes.c_long * 64)()  # more than a struct statfs; its first field is the type
+    return status[0] if _libc.fstatfs(descriptor, status) == 0 else 0
+
+
+def _check_journal(descriptor: int) -> None:
+    """Make sure after a sync that the file system's journal took part in it.
+
+    When the journal of an ext4 fails under another thread's sync, a sync under way may find that there is
+    nothing left to wait for, and succeed, though its own changes are lost with the journal. Every later one
+    may, too. A change of the file, which has to begin a transaction, is refused once a journal has failed, so
+    that one after the sync tells. The first byte has its place already: asking for that changes nothing.
+
+    Raises
+    ------
+    OSError
+        The file system has stopped: nothing is known of what the sync said.
+    """
+    while _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, 0, 1) != 0:
+        number = ctypes.get_errno()
+        if number in _FILE_SYSTEM_STOPPED_ERRNOS:
+            raise OSError(number, f"the file system stopped under a sync: {os.strerror(number)}")
+        if number != errno.EINTR:
+            return  # that it cannot be asked, as on an ext2, says nothing about the sync
 
 
 def will_need(address: int, size: int) -> None:

@@ -11,6 +11,8 @@ import mmap
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from tests.faults.crash import LostDataError
 from tests.faults.mounts import mounted_fuse, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.faults.mounts import FuseProcess
 
@@ -88,6 +90,17 @@ def test_a_disk_that_lies_is_found(tmp_path) -> None:
         power.fail_device(tmp_path, 1, lie=True)
 
 
+@pytest.mark.parametrize(("seed", "block_bytes"), [(1, 1024), (2, 4096)])
+def test_a_disk_that_fails_keeps_what_was_acknowledged(tmp_path, seed, block_bytes) -> None:
+    require(fuse=True, loop=True)
+
+    counts = power.fail_device(tmp_path, seed, block_bytes=block_bytes)
+
+    print(f"seed {seed}: {counts}")
+    assert counts["failed_disk_writes"] > 0
+    assert counts["failed_disk_rows"] > 10
+
+
 def test_a_request_of_the_disk_is_taken_or_fails_as_a_whole(tmp_path) -> None:
     """What the tests of failing disks rest on: a request in two pieces could make a disk lie."""
     require(fuse=True, loop=True)
@@ -115,6 +128,49 @@ def test_a_request_of_the_disk_is_taken_or_fails_as_a_whole(tmp_path) -> None:
     assert max(len(entry.data) for entry in entries) <= power.REQUEST_KIB << 10
 
 
+@pytest.mark.parametrize("block_bytes", [1024, 4096])
+@pytest.mark.parametrize("rows", [1, 500])  # in the log's last block, and in new ones
+def test_a_sync_that_succeeds_though_the_journal_failed_acknowledges_nothing(
+    tmp_path, rows, block_bytes
+) -> None:
+    """Another program's sync takes an insert's changes along, and fails: ours then has nothing to wait for."""
+    require(fuse=True, loop=True)
+
+    with power.logged_disk(tmp_path, 16, block_bytes) as (host, mount):
+        insert_while_another_sync_fails(host, mount, rows)
+
+    with power.after_failure(tmp_path, "a journal that failed") as (after, _):
+        assert stored(after / "db") == [0]
+
+
+def insert_while_another_sync_fails(host: FuseProcess, mount: Path, rows: int) -> None:
+    mark = b"held bac"  # a value, as the log holds it
+    with omendb.open(mount / "db") as db, ThreadPoolExecutor(1) as pool:
+        db.insert(1, 0, 0.0)
+        host.ask("hold", data=mark.hex())
+        try:
+            values = np.full(rows, np.frombuffer(mark, "<f8")[0])
+            insert = pool.submit(db.insert, 1, np.arange(1, rows + 1), values)
+            until(lambda: host.ask("count")["waiting"] > 0)
+            (mount / "other").mkdir()
+            host.ask("fail", after=0, lie=False)
+            with pytest.raises(OSError, match="Input/output error"):
+                sync_directory(mount)
+        finally:
+            host.ask("release")
+
+        with pytest.raises(WalFailedError):
+            insert.result(60)
+        with pytest.raises(WalFailedError):
+            db.insert(1, 99, 1.0)
+        assert db.query().timestamp.tolist() == [0]
+
+
+def stored(directory: Path) -> list[int]:
+    with omendb.open(directory) as db:
+        return db.query().timestamp.tolist()
+
+
 def open_files(directory: Path) -> list[str]:
     """Return the files below a directory that this process has open."""
     files: list[str] = []
@@ -122,6 +178,22 @@ def open_files(directory: Path) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # the listing's own
             files.append(str(descriptor.readlink()))
     return [file for file in files if Path(file).is_relative_to(directory)]
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that comes, for a minute at most."""
+    give_up = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(("operation", "after"), [("fsync", 0), ("write", 0), ("fsync", 3), ("write", 3)])

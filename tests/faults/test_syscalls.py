@@ -63,11 +63,19 @@ def test_a_call_that_fails_loses_nothing(
     assert len(outcome.said) < syscalls.STEPS or set(outcome.said.values()) != {"done"}
 
 
-@pytest.mark.parametrize("call", ["writev", "fdatasync"])
+@pytest.mark.parametrize("call", ["writev", "fdatasync", "fallocate"])
 def test_an_interrupted_call_is_repeated(program: str, tmp_path: Path, call: str) -> None:
     outcome = syscalls.fail_at(program, tmp_path / "data", 2, call, "EINTR", "3+3")
 
     assert outcome.status == 0
+    assert outcome.said == dict.fromkeys(range(syscalls.STEPS), "done")
+
+
+def test_a_file_system_that_cannot_be_asked_of_its_journal_is_taken_at_its_word(
+    program: str, tmp_path: Path
+) -> None:
+    outcome = syscalls.fail_at(program, tmp_path / "data", 2, "fallocate", "EOPNOTSUPP", "1+")
+
     assert outcome.said == dict.fromkeys(range(syscalls.STEPS), "done")
 
 
