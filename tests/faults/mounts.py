@@ -28,7 +28,12 @@ def missing(*, fuse: bool = False, loop: bool = False) -> str | None:
     """Say what this machine lacks for mounting; None when it can be done."""
     if os.geteuid() != 0:
         return "mounting needs root"
-    programs = ["mount", "umount", *(["fusermount3"] if fuse else []), *(["mkfs.ext4"] if loop else [])]
+    programs = [
+        "mount",
+        "umount",
+        *(["fusermount3"] if fuse else []),
+        *(["mkfs.ext4", "losetup"] if loop else []),
+    ]
     for program in programs:
         if shutil.which(program) is None:
             return f"the program {program} is not installed (packages.debian names its package)"

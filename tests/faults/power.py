@@ -4,7 +4,8 @@ One seed decides what is inserted; where the power goes depends on the machine's
 fails is kept, and named with its seed. Two kinds of disk: `lossy_fuse` forgets what was not synced, at the
 level of files; `block_log` does so at the level of blocks, under a real ext4.
 
-`soak` runs both for a time: ``python -m tests.faults.power --minutes 10 --seed 1``.
+`soak` runs all for a time: ``python -m tests.faults.power --minutes 10 --seed 1``; with ``--failing-disks 100``
+that many disks fail, and nothing else is done.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -342,6 +344,35 @@ def keep_writes_whole(file: Path) -> None:
     raise AssertionError(f"no loop device has {file}")
 
 
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """Make a directory for a while; it stays when something was lost in it."""
+    directory = Path(tempfile.mkdtemp(prefix="omendb-power-"))
+    try:
+        yield directory
+    except LostDataError:
+        print(f"{directory} is kept", flush=True)
+        raise
+    except BaseException:
+        shutil.rmtree(directory)
+        raise
+    shutil.rmtree(directory)
+
+
+def fail_devices(seed: int, runs: int) -> dict[str, int]:
+    """Let `runs` disks fail, one a seed; blocks of 1024 and 4096 bytes take turns.
+
+    Raises
+    ------
+    LostDataError
+    """
+    counts: Counter[str] = Counter()
+    for number in range(seed, seed + runs):
+        with workspace() as directory:
+            counts.update(fail_device(directory, number, block_bytes=[1024, 4096][number % 2]))
+    return dict(counts)
+
+
 def soak(seed: int, seconds: float) -> dict[str, int]:
     """Lose power until the time is over.
 
@@ -353,15 +384,13 @@ def soak(seed: int, seconds: float) -> dict[str, int]:
     counts: dict[str, int] = {}
     started = time.monotonic()
     while time.monotonic() - started < seconds:
-        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
-            done = lose_power(Path(directory), seed, rounds=4, inserts=300, every=25)
-        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
-            block_bytes = [1024, 4096][seed % 2]
-            done |= lose_blocks(
-                Path(directory), seed, inserts=150, images=40, size_mib=32, block_bytes=block_bytes
-            )
-        with tempfile.TemporaryDirectory(prefix="omendb-power-") as directory:
-            done |= fail_device(Path(directory), seed, block_bytes=block_bytes)
+        block_bytes = [1024, 4096][seed % 2]
+        with workspace() as directory:
+            done = lose_power(directory, seed, rounds=4, inserts=300, every=25)
+        with workspace() as directory:
+            done |= lose_blocks(directory, seed, inserts=150, images=40, size_mib=32, block_bytes=block_bytes)
+        with workspace() as directory:
+            done |= fail_device(directory, seed, block_bytes=block_bytes)
         counts = {name: counts.get(name, 0) + count for name, count in done.items()}
         seed += 1
     return counts
@@ -375,8 +404,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--failing-disks", type=int, help="so many of these alone, one a seed")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if arguments.failing_disks:
+        print(fail_devices(arguments.seed, arguments.failing_disks))
+        return 0
     print(soak(arguments.seed, 60 * arguments.minutes))
     return 0
 
