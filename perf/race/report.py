@@ -53,9 +53,13 @@ def failure(race: dict[str, Any], dataset: str, row: str, key: str) -> str | Non
     return reason
 
 
+def _ours(row: Row) -> str:
+    return row.by or (LAZY if row.key == "single_lazy" else OMENDB)
+
+
 def ratio(race: dict[str, Any], dataset: str, row: Row) -> float | None:
     """Return how many times better than VictoriaMetrics OmenDB is, or None."""
-    ours = cell(race, dataset, row, LAZY if row.key == "single_lazy" else OMENDB)
+    ours = cell(race, dataset, row, _ours(row))
     same = next(other for other in rows_of(dataset) if other.key == SAME_WORK.get(row.key, row.key))
     theirs = cell(race, dataset, same, BASE)
     if ours is None or theirs is None or not ours.value or not theirs.value:
@@ -65,7 +69,7 @@ def ratio(race: dict[str, Any], dataset: str, row: Row) -> float | None:
 
 def verdict(race: dict[str, Any], dataset: str, row: Row) -> tuple[str, bool | None]:
     """Say what was to be reached, and whether it was."""
-    ours = cell(race, dataset, row, LAZY if row.key == "single_lazy" else OMENDB)
+    ours = cell(race, dataset, row, _ours(row))
     if row.limit is not None:
         return f"≤ {number(row.limit)} {row.unit}", None if ours is None else ours.value <= row.limit
     if row.target is None:

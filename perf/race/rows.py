@@ -21,6 +21,8 @@ class Row:
         To reach: the largest value allowed, whatever the others have.
     tail : str or None
         A percentile that must also be below VictoriaMetrics' one.
+    by : str or None
+        The contestant whose figure counts for the target; None for OmenDB as shipped.
     """
 
     key: str
@@ -29,6 +31,7 @@ class Row:
     target: float | None = None
     limit: float | None = None
     tail: str | None = None
+    by: str | None = None
 
     @property
     def more_is_better(self) -> bool:
@@ -48,7 +51,7 @@ MAIN = (
     Row("windows_short", "every series, 10 windows of 100 s", "ms", target=5.0),
     Row("export_json", "all rows out, JSON", "ms", target=2.0),
     Row("export_arrow", "all rows out, Arrow (against their JSON)", "ms", target=8.0),
-    Row("disk", "disk, settled", "bytes/point", limit=2.0),
+    Row("disk", "disk, settled (to reach: with compression)", "bytes/point", limit=2.0, by="omendb-other"),
     Row("memory", "memory that cannot be reclaimed (RssAnon), the largest seen", "MB", limit=250.0),
     Row("start", "start to first answer", "ms", limit=3000.0),
     Row("mixed", "100-row ranges while 500,000 rows/s come in: p95", "ms", target=1.0),
