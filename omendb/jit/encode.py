@@ -552,6 +552,17 @@ def _write_float(address: int, bits: int, value: float) -> int:
     start = address
     if bits < 0:
         address += 1
+    if magnitude < 1e4:
+        scaled = int(magnitude * 1e4 + 0.5)
+        if float(scaled) / 1e4 == magnitude:
+            # Four digits on each side of the point, spread in one step.
+            digits = _eight_digits(scaled)
+            text = digits | _ASCII_ZEROS
+            skip = min(trailing_zero_bytes(digits), 3)
+            store_word(address, text >> (8 * skip))
+            address += 4 - skip
+            store_word(address, text >> 32 << 8 | _POINT)
+            return address + 5 - min(leading_zero_bytes(digits), 3)
     whole = 0
     fraction = 0
     found = False
@@ -608,6 +619,10 @@ def write_records(
         and fields[2, FIELD_FLOAT] == 1
     ):
         return write_points(fields, end_text, end_bytes, count, address)
+    if len(fields) == 1 and fields[0, FIELD_TEXT_BYTES] == 0 and end_bytes == 1:
+        if fields[0, FIELD_FLOAT] == 0:
+            return write_integer_column(int(fields[0, FIELD_ADDRESS]), end_text, count, address)
+        return write_float_column(int(fields[0, FIELD_ADDRESS]), end_text, count, address)
     for record in range(count):
         for index in range(len(fields)):
             store_word(address, int(fields[index, FIELD_TEXT]))
@@ -686,4 +701,75 @@ def write_points(
         store_word(address, end_text)
         address += end_bytes
         before = start
+    return address
+
+
+@kernel
+def write_integer_column(column: int, end_text: int, count: int, address: int) -> int:
+    """Do `write_records` for integers alone, which often repeat, or share all but their last eight digits.
+
+    Parameters
+    ----------
+    column : int
+        Address of int64[count].
+    end_text : int
+        The character after each.
+    count, address : int
+        As for `write_records`.
+
+    Notes
+    -----
+    A repeated text, or the beginning of one, is kept in words rather than copied from where it stands: a
+    load that spans several stores which are still under way waits for them.
+    """
+    number = 0
+    text_bytes = 0  # of the text of `number`, with the character after it; 0 before the first
+    first = 0  # its first words
+    second = 0
+    third = 0
+    head = 0  # a number without its last eight digits
+    head_bytes = 0  # of its text; 0 when there is none
+    head_first = 0
+    head_second = 0
+    for record in range(count):
+        next_number = load_i64(column, record)
+        if head_bytes > 0 and next_number >= head and next_number - head < _HUNDRED_MILLION:
+            store_word(address, head_first)
+            store_word(address + 8, head_second)
+            address += head_bytes
+            store_word(address, _eight_digits(next_number - head) | _ASCII_ZEROS)
+            store_word(address + 8, end_text)
+            address += 9
+        elif text_bytes > 0 and next_number == number:
+            store_word(address, first)
+            if text_bytes > 8:
+                store_word(address + 8, second)
+                store_word(address + 16, third)
+            address += text_bytes
+        else:
+            start = address
+            number = next_number
+            address = _write_integer(address, number)
+            store_word(address, end_text)
+            address += 1
+            text_bytes = address - start
+            first = load_i64(start, 0)
+            second = load_i64(start, 1)
+            third = load_i64(start, 2)
+            head_bytes = 0
+            if number >= _HUNDRED_MILLION:
+                head = divide(number, _HUNDRED_MILLION) * _HUNDRED_MILLION
+                head_bytes = text_bytes - 9
+                head_first = first
+                head_second = second
+    return address
+
+
+@kernel
+def write_float_column(column: int, end_text: int, count: int, address: int) -> int:
+    """Do `write_records` for floats alone; parameters as for `write_integer_column`."""
+    for record in range(count):
+        address = _write_float(address, load_i64(column, record), load_f64(column, record))
+        store_word(address, end_text)
+        address += 1
     return address

@@ -161,6 +161,49 @@ def test_integers_read_as_orjson_writes_them(integers: list[int]) -> None:
     assert out[:stop].tobytes() == numbers_text(np.array(integers, dtype=np.int64))
 
 
+heads = st.sampled_from(
+    [0, 10**8, 17 * 10**8, 17 * 10**14, -(10**8), -(10**9), INT64_MIN, INT64_MAX - 10**8 + 1]
+)
+tails = st.sampled_from([0, 1, 10**7, 10**8 - 1]) | st.integers(0, 10**8 - 1)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 3), heads | int64s, st.lists(tails, min_size=1, max_size=4)), max_size=6
+    )
+)
+@settings(deadline=None, max_examples=EXAMPLES)
+def test_integers_that_repeat_or_begin_alike_read_the_same(
+    stretches: list[tuple[int, int, list[int]]],
+) -> None:
+    integers = [
+        number
+        for repeats, head, ends in stretches
+        for end in ends
+        for number in [min(head + end, INT64_MAX)] * repeats
+    ]
+    array = np.array(integers, dtype=np.int64)
+    out = np.full(len(array) * encode.INTEGER_BYTES_MAX + 100, 0xAA, dtype=np.uint8)
+
+    stop = encode.write_integers(array, out)
+
+    assert out[:stop].tobytes() == numbers_text(array)
+    # The comma after the last number is written too, and not counted.
+    assert (out[stop + 1 + encode.SLACK_BYTES :] == 0xAA).all()
+
+
+def test_floats_of_four_digits_before_the_point_and_after_it_read_as_orjson_writes_them() -> None:
+    near = [0.0001, 0.00011, 0.0009, 0.1, 9.9999, 10.0, 999.9999, 1000.0, 9999.9999, 9999.99995, 10000.0]
+    integers = np.random.default_rng(1).integers(0, 10**8, MANY // 20)
+    values = np.concatenate([integers / 10.0**decimals for decimals in range(9)] + [near])
+    values = np.concatenate([values, np.nextafter(values, 0), np.nextafter(values, 1e9)])
+    values = np.concatenate([values, -values])
+
+    text = floats_text(values)
+
+    assert text == numbers_text(values)
+
+
 @given(st.lists(st.tuples(int64s, int64s, float64s), max_size=10), st.booleans())
 @settings(deadline=None, max_examples=EXAMPLES)
 def test_rows_read_as_orjson_writes_them(rows: list[tuple[int, int, float]], mapped: bool) -> None:
