@@ -116,11 +116,16 @@ class Pacer:
     Parameters
     ----------
     connection : Connection
+
+    Notes
+    -----
+    The kernel is asked only when the client may be too far behind by what was known last: it answers when
+    it has done with what it copies for this socket, and all who wait for the GIL wait with it.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._start = connection.acknowledged_bytes()
+        self._start = self._acknowledged = connection.acknowledged_bytes()
         self._sent = 0
 
     async def sent(self, count: int) -> None:
@@ -132,13 +137,15 @@ class Pacer:
             When the client left, or takes nothing any more.
         """
         self._sent += count
-        if self._start is None:
+        if self._start is None or self._acknowledged is None:
+            return
+        if self._sent - (self._acknowledged - self._start) <= BACKLOG_BYTES_MAX:
             return
         wait = _WAIT_SECONDS_MIN
         taken = -1
         since = monotonic()
         while True:
-            acknowledged = self._connection.acknowledged_bytes()
+            acknowledged = self._acknowledged = self._connection.acknowledged_bytes()
             if acknowledged is None:
                 return
             backlog = self._sent - (acknowledged - self._start)
