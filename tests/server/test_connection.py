@@ -97,6 +97,19 @@ def test_the_pacer_waits_until_the_client_has_taken_enough() -> None:
     assert fake.reads == 5
 
 
+def test_the_pacer_asks_only_when_the_client_may_be_too_far_behind() -> None:
+    fake = FakeConnection([7, 7 + BACKLOG_BYTES_MAX])
+
+    async def send() -> list[int]:
+        pacer, reads = Pacer(fake), []  # type: ignore[arg-type]
+        for count in (BACKLOG_BYTES_MAX, 1, BACKLOG_BYTES_MAX - 1):
+            await pacer.sent(count)
+            reads.append(fake.reads)
+        return reads
+
+    assert asyncio.run(send()) == [1, 2, 2]
+
+
 def test_the_pacer_gives_a_client_up_that_left() -> None:
     fake = FakeConnection([0])
     fake.open = False
