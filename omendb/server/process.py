@@ -23,6 +23,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _PR_SET_NAME = 15
 
+# glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+_KEPT_BLOCK_BYTES_MAX = 1 << 20
+_KEPT_BYTES_MAX = 8 << 20
+_POOLS_MAX = 4
+
 
 def set_process_name(name: str) -> None:
     """Name the process as `ps`, `top` and `pgrep` show it, also when it was started as ``python -m``.
@@ -60,6 +69,20 @@ def raise_file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return soft
+
+
+def keep_freed_memory() -> None:
+    """Let the C library (glibc) keep what the pieces of large answers are made of, and few pools of it.
+
+    By default it asks the system for every block of 128 KiB and more, and gives it back at once: each of its
+    pages costs a fault again, a third of the CPU time of a large answer. What is kept is bounded by the
+    number of pools, and `omendb.storage.fs.release_memory` gives it back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BLOCK_BYTES_MAX)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES_MAX)
+        mallopt(_M_ARENA_MAX, _POOLS_MAX)
 
 
 def leave_on_signals() -> None:

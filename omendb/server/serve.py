@@ -27,6 +27,7 @@ from omendb.server.log import STANDARD_OUTPUT, ServerLog
 from omendb.server.process import (
     call_on_signals,
     check_port_is_free,
+    keep_freed_memory,
     leave,
     raise_file_limit,
     resolve,
@@ -108,6 +109,7 @@ def _serve(
 ) -> int:
     started = time.monotonic()
     logger.info("start version=%s pid=%d", package_version(), os.getpid())
+    keep_freed_memory()
     files = raise_file_limit()
     if files < engine.settings.max_connections + _FILES_SPARE:
         logger.warning(
