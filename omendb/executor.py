@@ -25,6 +25,7 @@ from omendb.storage.read_ahead import RUNS_MIN, ReadAhead, is_cold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from typing import TypeAlias
 
     from numpy.typing import NDArray
 
@@ -55,6 +56,9 @@ ROW_SHARD_ROWS = 65_536
 
 NO_SERIES = np.empty(0, dtype=np.int64)
 DEFAULTS = Settings()
+
+RowArrays: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]"
+"""Series, timestamps and values: arrays of one length."""
 
 Part = TypeVar("Part", Columns, Windows)
 Result = TypeVar("Result")
@@ -447,7 +451,12 @@ class _Scan(Generic[Part]):
         """
         raise NotImplementedError
 
-    def map(self, function: Callable[[Part], Result], rows_max: int = CHUNK_ROWS) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Part], Result],
+        rows_max: int = CHUNK_ROWS,
+        make_arrays: Callable[[int], RowArrays] | None = None,
+    ) -> Iterator[Result]:
         """Yield what a function makes of each piece, in order; large answers are made in several threads.
 
         Parameters
@@ -456,6 +465,9 @@ class _Scan(Generic[Part]):
             Is called in any thread, also in several at once.
         rows_max : int
             Rows of a piece at most.
+        make_arrays : callable, optional
+            Makes room for so many rows. Pieces of rows lie at the beginning of such arrays as a rule: it
+            is called before each piece, in the thread in which the function is called with it.
 
         Raises
         ------
@@ -464,7 +476,7 @@ class _Scan(Generic[Part]):
         """
         workers = self.workers
         if workers is None or not self._request.is_split(self.row_bound):
-            return map(function, self.chunks(rows_max))
+            return map(function, self._pieces(self._request, rows_max, make_arrays))
         if self._limit is not None:
             # How much of a part belongs to the answer is known only when those before it are made.
             return workers.map(function, self.chunks(rows_max))
@@ -472,14 +484,16 @@ class _Scan(Generic[Part]):
 
         def work(request: Request) -> list[Result]:
             with request.decoding() as lent:
-                return [function(part) for part in self._pieces(lent, rows_max)]
+                return [function(part) for part in self._pieces(lent, rows_max, make_arrays)]
 
         return chain.from_iterable(workers.map(work, self._requests(rows_max)))
 
     def _requests(self, rows_max: int) -> list[Request]:
         raise NotImplementedError
 
-    def _pieces(self, request: Request, rows_max: int) -> Iterator[Part]:
+    def _pieces(
+        self, request: Request, rows_max: int, make_arrays: Callable[[int], RowArrays] | None = None
+    ) -> Iterator[Part]:
         """Yield the whole answer to a request in pieces."""
         raise NotImplementedError
 
@@ -574,7 +588,10 @@ class Scan(_Scan[Columns]):
         """
         return self._pieces(self._request, rows_max)
 
-    def _pieces(self, request: Request, rows_max: int) -> Iterator[Columns]:
+    def _pieces(
+        self, request: Request, rows_max: int, make_arrays: Callable[[int], RowArrays] | None = None
+    ) -> Iterator[Columns]:
+        make_arrays = make_arrays or _row_arrays
         arguments = request.arguments
         place = Place(request.sources, self.query.after)
         limit = self.query.limit
@@ -583,7 +600,7 @@ class Scan(_Scan[Columns]):
         bound = self.row_bound if self.row_bound <= BOUND_ROWS_MAX else INT64_MAX
         while left > 0:
             size = min(rows_max, left, max(bound, 1))
-            series, timestamp, value = arrays = _row_arrays(size)
+            series, timestamp, value = arrays = make_arrays(size)
             filled, done = place.fill(merge.scan_rows, arguments, (), arrays)
             left -= filled
             bound -= filled
@@ -708,7 +725,9 @@ class WindowScan(_Scan[Windows]):
         """
         return self._pieces(self._request, rows_max)
 
-    def _pieces(self, request: Request, rows_max: int) -> Iterator[Windows]:
+    def _pieces(
+        self, request: Request, rows_max: int, make_arrays: Callable[[int], RowArrays] | None = None
+    ) -> Iterator[Windows]:
         query = self.query
         arguments = (*request.arguments, query.origin, query.step, self._sources.settings.enable_simd)
         options = ("stddev" in query.aggregates, False)
@@ -807,7 +826,7 @@ def join_windows(scan: WindowSource) -> Windows:
     )
 
 
-def _row_arrays(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _row_arrays(size: int) -> RowArrays:
     return (
         np.empty(size, dtype=np.int64),
         np.empty(size, dtype=np.int64),

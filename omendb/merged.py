@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from omendb.config import Settings
+    from omendb.executor import RowArrays
     from omendb.query import WindowQuery
     from omendb.storage.snapshot import Snapshot
     from omendb.workers import Workers
@@ -175,7 +176,12 @@ class MergedScan:
                     self.cursor = encode_cursor(query.identity, (0, last))
                     return
 
-    def map(self, function: Callable[[Windows], Result], rows_max: int = CHUNK_ROWS) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Windows], Result],
+        rows_max: int = CHUNK_ROWS,
+        make_arrays: Callable[[int], RowArrays] | None = None,
+    ) -> Iterator[Result]:
         """Yield what a function makes of each piece, in order; see `omendb.executor.Scan.map`.
 
         Raises

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import orjson
+import pyarrow as pa
 import pytest
 
 import omendb
@@ -25,6 +27,8 @@ from omendb.executor import SHARD_ROWS
 from omendb.flusher import FROZEN_MAX
 from omendb.model import make_batch
 from omendb.query import make_range_query
+from omendb.server.arrow import ArrowForm
+from omendb.server.encode import Form
 from omendb.storage import compaction, recovery
 from omendb.storage.fs import OsFileSystem
 from omendb.storage.store import Store
@@ -154,6 +158,33 @@ def test_large_scans_are_split_and_joined(tmp_path, series_count) -> None:
         assert (together.columns["max"] == np.maximum.reduceat(cells, edges, axis=1).max(axis=0)).all()
         assert (together.columns["first"] == cells[0, edges]).all()
         assert (together.columns["last"] == cells[-1, np.append(edges[1:], rows) - 1]).all()
+
+
+@pytest.mark.parametrize("limit", [None, 250_000])
+def test_large_answers_are_the_same_in_every_form(tmp_path, limit) -> None:
+    rows = 90_001
+    time = np.tile(np.arange(rows) * 1_000 + 1_700_000_000_000, 3)
+    series = np.repeat([1, 5, 70], rows)
+    value = np.random.default_rng(1).integers(-(10**6), 10**6, len(time)) / 100
+    with omendb.open(tmp_path / "db", retrain_threshold=1_000_000) as db:
+        db.insert(series[: rows + 7], time[: rows + 7], value[: rows + 7])
+        db.flush()
+        # Rows in memory as well, and rows on both sides of what they replace.
+        db.insert(series[rows - 9 :], time[rows - 9 :], value[rows - 9 :])
+        expected = [column[:limit].tolist() for column in (series, time, value)]
+
+        def stream(form) -> bytes:
+            scan = db.scan(make_range_query(limit=limit))
+            return b"".join(form.stream(scan, len(expected[0]), form.piece_rows))
+
+        columns = orjson.loads(stream(Form(columns=True, aggregates=None)))
+        assert [columns["series_id"], columns["timestamp"], columns["value"]] == expected
+        assert (columns["cursor"] is None) == (limit is None)
+        records = orjson.loads(stream(Form(columns=False, aggregates=None)))["rows"]
+        names = ("series_id", "timestamp", "value")
+        assert records == [dict(zip(names, row, strict=True)) for row in zip(*expected, strict=True)]
+        table = pa.ipc.open_stream(stream(ArrowForm(None))).read_all()
+        assert [column.to_pylist() for column in table.columns] == expected
 
 
 def test_stats_are_exact(db) -> None:

@@ -13,14 +13,16 @@ Thread safety: pure functions.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 
 from omendb.model import Columns
+from omendb.server.buffers import make_piece
 from omendb.server.openapi import ARROW as MEDIA_TYPE
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omendb.executor import RowArrays
     from omendb.server.encode import Part, Source
     from omendb.server.request import Headers
 
@@ -37,6 +40,7 @@ PIECE_ROWS = 16_384
 """Rows of one batch: 0.4 MB of points."""
 
 _HEADERS: Headers = [("content-type", MEDIA_TYPE)]
+_ROW_NAMES = ("series_id", "timestamp", "value")
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
@@ -77,7 +81,7 @@ class ArrowForm:
 
     def stream(self, source: Source, _count: int, rows_max: int) -> Iterator[bytes | bytearray]:
         """Encode an answer of several parts, `rows_max` rows a batch."""
-        batches = source.map(self._batch, rows_max)
+        batches = source.map(self._batch, rows_max, None if self.aggregates else _make_place)
         # Behind the first batch: when that cannot be made, nothing must have been said.
         first = next(batches, b"")
         yield _schema_bytes(self._names)
@@ -92,6 +96,11 @@ class ArrowForm:
         return (*keys, *(("value",) if self.aggregates is None else self.aggregates))
 
     def _batch(self, part: Part) -> bytearray:
+        made: _Place | None = getattr(_places, "made", None)
+        if made is not None:
+            _places.made = None
+            if part.timestamp.base is made.timestamp and part.count == len(made.timestamp):
+                return made.piece
         columns: list[NDArray[Any]] = [part.timestamp]
         if part.series_id is not None:
             columns.insert(0, part.series_id)
@@ -100,7 +109,7 @@ class ArrowForm:
         else:
             columns.extend(part.columns.values())
         header = _header_bytes(self._names, part.count)
-        piece = bytearray(len(header) + 8 * part.count * len(columns))
+        piece = make_piece(len(header) + 8 * part.count * len(columns))
         piece[: len(header)] = header
         # NumPy lets the GIL go for copies, joining bytes would not.
         body = np.frombuffer(piece, dtype=np.uint8, offset=len(header)).reshape(len(columns), -1)
@@ -110,6 +119,32 @@ class ArrowForm:
 
     def _tail(self, cursor: str | None) -> bytes:
         return _END if cursor is None else _cursor_bytes(self._names, cursor)
+
+
+class _Place(NamedTuple):
+    """A batch of rows that are yet to be written, and where the timestamps go."""
+
+    piece: bytearray
+    timestamp: NDArray[np.int64]
+
+
+_places = threading.local()
+
+
+def _make_place(rows: int) -> RowArrays:
+    """Make a batch of so many rows and return its columns: a scan writes to where the rows are sent from.
+
+    It is the thread's batch until the next part is encoded in it. A part that does not fill it is copied.
+    """
+    header = _header_bytes(_ROW_NAMES, rows)
+    size = len(header)
+    piece = make_piece(size + 24 * rows)
+    piece[:size] = header
+    series = np.frombuffer(piece, dtype=np.int64, count=rows, offset=size)
+    timestamp = np.frombuffer(piece, dtype=np.int64, count=rows, offset=size + 8 * rows)
+    value = np.frombuffer(piece, dtype=np.float64, count=rows, offset=size + 16 * rows)
+    _places.made = _Place(piece, timestamp)
+    return series, timestamp, value
 
 
 @lru_cache(maxsize=64)

@@ -28,6 +28,7 @@ from omendb.jit.encode import (
     write_windows,
 )
 from omendb.model import Columns, Windows
+from omendb.server.buffers import make_piece, scratch_rows
 from omendb.server.request import JSON
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omendb.executor import RowArrays
     from omendb.server.request import Headers, Piece
     from omendb.short_query import ShortAnswer
 
@@ -60,10 +62,15 @@ class Source(Protocol):
         """Where to go on; known once `chunks` is exhausted."""
         ...
 
-    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Part], Result],
+        rows_max: int,
+        make_arrays: Callable[[int], RowArrays] | None = None,
+    ) -> Iterator[Result]:
         """Yield what a function makes of each part, in order, from the start, as often as it is called.
 
-        The function is called in any thread.
+        The function is called in any thread, and so is what makes arrays; see `omendb.executor.Scan.map`.
         """
         ...
 
@@ -164,7 +171,7 @@ def whole_columns(
 
 def stream_rows(source: Source, count: int, rows_max: int) -> Iterator[Piece]:
     """Encode an answer of several parts, `rows_max` rows a piece; `count` is the number of all rows."""
-    yield from _joined(b'{"count":%d,"rows":[' % count, source.map(_rows_text, rows_max))
+    yield from _joined(b'{"count":%d,"rows":[' % count, source.map(_rows_text, rows_max, scratch_rows))
     yield b'],"cursor":%b}' % _cursor_text(source.cursor)
 
 
@@ -178,7 +185,8 @@ def stream_columns(
     """
     text = b'{"count":%d' % count
     for before, name in _fields(names, by_series=by_series):
-        yield from _joined(text + before, source.map(partial(_column_text, name), rows_max))
+        texts = source.map(partial(_column_text, name), rows_max, scratch_rows)
+        yield from _joined(text + before, texts)
         text = b"]"
     yield b'%b,"cursor":%b}' % (b"]" if names is None else b"]}", _cursor_text(source.cursor))
 
@@ -233,7 +241,7 @@ def _column_text(name: str, part: Part) -> bytearray:
 def _piece(buffer: NDArray[np.uint8], end: int) -> bytearray:
     """Copy a text out of the thread's buffer, with a comma as its first character."""
     buffer[0] = _COMMA
-    piece = bytearray(end)
+    piece = make_piece(end)
     # NumPy lets the GIL go for a copy, and `bytes` would not.
     np.frombuffer(piece, dtype=np.uint8)[:] = buffer[:end]
     return piece

@@ -13,6 +13,8 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
+
 from omendb.model import Columns, Windows
 from omendb.server.request import DisconnectedError, Response, StreamedResponse
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
-    from omendb.executor import Scan, WindowScan
+    from omendb.executor import RowArrays, Scan, WindowScan
     from omendb.merged import MergedScan
     from omendb.metrics import Metrics
     from omendb.server.arrow import ArrowForm
@@ -184,7 +186,12 @@ class Kept:
         self._parts = parts
         self._workers: Workers | None = scan.workers
 
-    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Part], Result],
+        rows_max: int,
+        make_arrays: Callable[[int], RowArrays] | None = None,
+    ) -> Iterator[Result]:
         """Yield what a function makes of each part, in order."""
         if self._workers is None:
             return map(function, self._parts)
@@ -209,9 +216,14 @@ class Counted:
         """That of the scan."""
         return self._scan.cursor
 
-    def map(self, function: Callable[[Part], Result], rows_max: int) -> Iterator[Result]:
+    def map(
+        self,
+        function: Callable[[Part], Result],
+        rows_max: int,
+        make_arrays: Callable[[int], RowArrays] | None = None,
+    ) -> Iterator[Result]:
         """Yield what a function makes of each part, in order."""
-        for count, result in self._scan.map(lambda part: (part.count, function(part)), rows_max):
+        for count, result in self._scan.map(lambda part: (part.count, function(part)), rows_max, make_arrays):
             self.rows += count
             yield result
 
@@ -242,6 +254,7 @@ def _begin(make: Callable[[], AnyScan], form: AnyForm) -> _Begun:
             break
     else:
         count = sum(part.count for part in parts)
+        parts = _even(parts, form.piece_rows)
         if len(parts) <= 1:
             body = form.whole(parts[0] if parts else None, scan.cursor)
             return _Begun(body, None, _always(count))
@@ -255,6 +268,26 @@ def _begin(make: Callable[[], AnyScan], form: AnyForm) -> _Begun:
     counted = Counted(scan)
     pieces = form.stream(counted, 0, form.piece_rows)
     return _Begun(next(pieces), pieces, lambda: counted.rows)
+
+
+def _even(parts: list[Part], rows_max: int) -> list[Part]:
+    """Cut windows into parts of `rows_max` anew: of a shard there are few, and each part costs a task."""
+    windows = [part for part in parts if isinstance(part, Windows)]
+    if len(windows) < 2:
+        return parts
+    series = [part.series_id for part in windows if part.series_id is not None]
+    series_id = np.concatenate(series) if series else None
+    timestamp = np.concatenate([part.timestamp for part in windows])
+    columns = {name: np.concatenate([part.columns[name] for part in windows]) for name in windows[0].columns}
+    cuts = [slice(start, start + rows_max) for start in range(0, len(timestamp), rows_max)]
+    return [
+        Windows(
+            None if series_id is None else series_id[cut],
+            timestamp[cut],
+            {name: column[cut] for name, column in columns.items()},
+        )
+        for cut in cuts
+    ]
 
 
 def _always(count: int) -> Callable[[], int]:

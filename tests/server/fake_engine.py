@@ -220,7 +220,9 @@ class FakeScan:
 
     workers = None
 
-    def map(self, function: Callable[[Columns], Any], rows_max: int = 65_536) -> Iterator[Any]:
+    def map(
+        self, function: Callable[[Columns], Any], rows_max: int = 65_536, make_arrays: Any = None
+    ) -> Iterator[Any]:
         return map(function, self.chunks(rows_max))
 
     def count(self) -> int:
@@ -244,7 +246,9 @@ class FakeWindowScan:
 
     workers = None
 
-    def map(self, function: Callable[[Windows], Any], rows_max: int = 65_536) -> Iterator[Any]:
+    def map(
+        self, function: Callable[[Windows], Any], rows_max: int = 65_536, make_arrays: Any = None
+    ) -> Iterator[Any]:
         return map(function, self.chunks(rows_max))
 
     def count(self) -> int:

@@ -14,6 +14,8 @@ from omendb.model import Columns, Windows
 from omendb.server.arrow import CURSOR_KEY, MEDIA_TYPE, PIECE_ROWS, ArrowForm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.server.clients import AsgiClient, RsgiClient
     from tests.server.fake_engine import FakeEngine
 
@@ -142,3 +144,39 @@ def test_a_stream_is_byte_for_byte_what_pyarrow_writes(count: int, by_series: bo
     with pa.ipc.new_stream(sink, pa.schema(fields)) as writer:
         writer.write_batch(pa.record_batch(list(arrays.values()), schema=pa.schema(fields)))
     assert body == sink.getvalue().to_pybytes()
+
+
+class Filled:
+    """A source that fills the arrays it is given as far as it likes, or has arrays of its own."""
+
+    cursor = None
+
+    def __init__(self, counts: list[int], *, elsewhere: bool = False) -> None:
+        self._counts = counts
+        self._elsewhere = elsewhere
+
+    def map(
+        self, function: Callable[[Columns], Any], rows_max: int, make_arrays: Any = None
+    ) -> Iterator[Any]:
+        first = 0
+        for count in self._counts:
+            series, timestamp, value = make_arrays(rows_max)
+            if self._elsewhere:
+                series, timestamp, value = series.copy(), timestamp.copy(), value.copy()
+            timestamp[:count] = np.arange(first, first + count)
+            series[:count] = timestamp[:count] // 10
+            value[:count] = timestamp[:count] / 7
+            yield function(Columns(series[:count], timestamp[:count], value[:count]))
+            first += count
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("counts", [[5], [64, 64], [64, 1, 63, 64], [1, 1, 1]])
+def test_rows_that_were_scanned_into_a_batch(counts: list[int], elsewhere: bool) -> None:
+    pieces = list(ArrowForm(None).stream(Filled(counts, elsewhere=elsewhere), 0, 64))
+
+    table, _ = read(b"".join(pieces))
+    time = np.arange(sum(counts))
+    assert table["series_id"].to_pylist() == (time // 10).tolist()
+    assert table["timestamp"].to_pylist() == time.tolist()
+    assert table["value"].to_pylist() == (time / 7).tolist()

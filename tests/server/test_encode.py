@@ -34,7 +34,7 @@ class Answer:
         self._end = cursor
         self.cursor: str | None = None
 
-    def map(self, function: Callable[[Part], Any], rows_max: int) -> Iterator[Any]:
+    def map(self, function: Callable[[Part], Any], rows_max: int, make_arrays: Any = None) -> Iterator[Any]:
         return map(function, self.chunks(rows_max))
 
     def chunks(self, rows_max: int) -> Iterator[Part]:
