@@ -43,6 +43,9 @@ PIECES_AT_ONCE = 8
 KEPT_WINDOW_BYTES_MAX = 32 << 20
 """Windows that are kept until they are counted. More of them are made once to count and once to send."""
 
+EVEN_PIECES = 4
+"""Pieces that kept windows are encoded in at a time: they are there already, and each task costs its way."""
+
 KEPT_ROW_BYTES_MAX = 1 << 20
 """Rows that are kept before they are counted: enough for an answer of one piece."""
 
@@ -254,7 +257,7 @@ def _begin(make: Callable[[], AnyScan], form: AnyForm) -> _Begun:
             break
     else:
         count = sum(part.count for part in parts)
-        parts = _even(parts, form.piece_rows)
+        parts = _even(parts, EVEN_PIECES * form.piece_rows)
         if len(parts) <= 1:
             body = form.whole(parts[0] if parts else None, scan.cursor)
             return _Begun(body, None, _always(count))
