@@ -45,7 +45,7 @@ BOUND_ROWS_MAX = 1 << 20
 SPLIT_ROWS = 131_072
 """A scan that touches more rows is worth the way into other threads: it takes some 0.2 ms."""
 
-SHARD_ROWS = 524_288
+SHARD_ROWS = 262_144
 """Rows of a shard of windows."""
 
 DECODED_ROWS_MIN = 4_096

@@ -119,7 +119,7 @@ def test_aggregate_of_all_series_together(db) -> None:
 
 @pytest.mark.parametrize("series_count", [1, 30, 5_000])
 def test_large_scans_are_split_and_joined(tmp_path, series_count) -> None:
-    rows = 1_200_000 // series_count
+    rows = 600_000 // series_count
     assert series_count * rows > 2 * SHARD_ROWS
     time = np.tile(np.arange(rows), series_count)
     series = np.repeat(np.arange(series_count), rows)

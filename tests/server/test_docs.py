@@ -12,7 +12,7 @@ from omendb import errors, executor, short_query
 from omendb.config import Settings
 from omendb.model import AGGREGATES
 from omendb.reports import BackupReport, Backups, GcReport, IndexStats, RetrainReport, Stats
-from omendb.server import connection, encode, large_query, problems, work
+from omendb.server import arrow, connection, encode, large_query, problems, work
 from omendb.server.handlers import CALLS
 from omendb.server.question import PARAMETERS as QUERY_PARAMETERS
 
@@ -52,6 +52,8 @@ def test_states_the_limits_in_force() -> None:
     assert f"more than {short_query.SHORT_ROWS:,} rows runs in a thread" in PAGE
     assert f"more than {executor.SPLIT_ROWS:,} rows in as many" in PAGE
     assert f"more than {encode.PIECE_ROWS:,} rows is sent in pieces" in PAGE
+    assert encode.COLUMN_PIECE_ROWS == arrow.PIECE_ROWS
+    assert f"of more than {arrow.PIECE_ROWS:,}" in PAGE
     assert f"take more than {large_query.KEPT_WINDOW_BYTES_MAX >> 20} MB are made twice" in PAGE
     assert f"takes nothing for {connection.STALL_SECONDS:.0f} s" in PAGE
     assert f"{work.QUERIES_MAX} at a time, {work.QUERIES_WAITING_MAX} waiting" in PAGE

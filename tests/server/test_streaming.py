@@ -118,7 +118,7 @@ class TestErrors:
     @pytest.mark.parametrize("form", ["rows", "columns"])
     def test_in_the_middle_break_the_connection(self, rsgi: RsgiClient, many: FakeEngine, form: str) -> None:
         many.chunk_error = corruption()
-        many.chunk_error_after = 8
+        many.chunk_error_after = 6
 
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
             rsgi.call("GET", f"/query?format={form}")
@@ -129,7 +129,7 @@ class TestErrors:
 
     def test_in_the_middle_never_end_an_asgi_answer(self, asgi: AsgiClient, many: FakeEngine) -> None:
         many.chunk_error = corruption()
-        many.chunk_error_after = 8
+        many.chunk_error_after = 6
         exchange = AsgiExchange("GET", "/query", None, [b""])
 
         with pytest.raises(CorruptionError):
@@ -144,7 +144,7 @@ class TestErrors:
     ) -> None:
         monkeypatch.setattr(connection, "find", lambda client, server: None)
         many.chunk_error = corruption()
-        many.chunk_error_after = 8
+        many.chunk_error_after = 6
 
         reply = rsgi.call("GET", "/query")
 
