@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omendb.jit import layout
-from omendb.jit._compile import inline_kernel, kernel, load_f64, load_i64
+from omendb.jit._compile import inline_kernel, kernel, load_f64, load_i64, prefetch
 from omendb.jit.merge import (
     CHECK_ALL,
     CHECK_EDGES,
@@ -56,6 +56,8 @@ ORDINAL_ONE = np.uint64(1)
 ORDINAL_MAX = np.uint64(2**64 - 1)
 SIGN = np.int64(INT64_MIN)
 SIGN_ORDINAL = np.uint64(2**63)
+
+PREFETCH_WINDOWS = 4  # how many windows ahead their ends are asked for
 
 WINDOWS_MAX = 2**62  # of one slab
 
@@ -437,6 +439,8 @@ def reduce_rows(
             stop = find_after(timestamps, row, row_stop - 1, row + expected, window_last)
         count = stop - row
         expected = count
+        # Where a window ends is one line of a column that is not read otherwise: ask for it early.
+        prefetch(timestamps + 8 * (stop + PREFETCH_WINDOWS * count - 1))
         total, lowest, highest = reduce_values(values, row, stop, simd)
         deviations = 0.0
         if want_variance:
