@@ -322,7 +322,7 @@ class Request:
     query : RangeQuery or WindowQuery
     """
 
-    __slots__ = ("end", "every_series", "is_part", "series", "sources", "start", "table")
+    __slots__ = ("end", "every_series", "is_part", "row_bound", "series", "sources", "start", "table")
 
     def __init__(self, sources: Sources, query: RangeQuery | WindowQuery) -> None:
         self.sources = sources
@@ -330,6 +330,8 @@ class Request:
         self.series: NDArray[np.int64] = NO_SERIES if query.series is None else query.series
         self.every_series = query.series is None
         self.is_part = False
+        # A part touches no more rows, and as a rule exactly as many.
+        self.row_bound: int | None = None
         self.start = query.start
         self.end = query.end
 
@@ -411,7 +413,7 @@ class Request:
         """Return the request for a shard alone."""
         part = copy(self)
         part.is_part = True
-        first, last, part.start, part.end, _ = shard.tolist()
+        first, last, part.start, part.end, part.row_bound = shard.tolist()
         if self.every_series:
             part.table = np.empty_like(self.table)
             split.narrow_sources(self.table, first, last, part.table)
@@ -602,8 +604,13 @@ class Scan(_Scan[Columns]):
         left = INT64_MAX if limit is None else limit
         # Past the bound there is nothing: arrays of its size are large enough.
         bound = self.row_bound if self.row_bound <= BOUND_ROWS_MAX else INT64_MAX
+        if request.row_bound is not None:
+            bound = min(bound, request.row_bound)
         while left > 0:
             size = min(rows_max, left, max(bound, 1))
+            if rows_max < bound < INT64_MAX:
+                # Pieces of a length, so that the last one fills its arrays, too.
+                size = min(size, -(-bound // -(-bound // rows_max)))
             series, timestamp, value = arrays = make_arrays(size)
             filled, done = place.fill(merge.scan_rows, arguments, (), arrays)
             left -= filled
