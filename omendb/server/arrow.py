@@ -1,14 +1,14 @@
 """Query answers in Arrow's IPC stream format: record batches that clients map into memory as they are.
 
 A batch is a header and the columns behind it. The header depends on the names of the columns and on the
-number of rows only, so pyarrow writes it once and the columns are copied behind it: this, and the ends of a
-stream, is all that the server uses pyarrow for.
+number of rows only, so pyarrow writes it once: this, and the ends of a stream, is all that the server uses
+pyarrow for. Rows of large answers are scanned to where they stand behind it; other columns are copied there.
 
 A stream holds a batch for each piece, none of them with nulls. When the limit has cut the answer a last batch
 without rows carries the cursor in its own metadata, under `CURSOR_KEY`: it is known only at the end, and
 readers that do not look for it find nothing but an empty batch. The end mark comes last of all.
 
-Thread safety: pure functions.
+Thread safety: any thread; each has a batch of its own that it scans to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,3 +55,33 @@ def test_a_signal_after_an_answered_one_is_told_too() -> None:
     asyncio.run(run())
 
     assert told == [signal.SIGTERM] * 3
+
+
+COUNT_MAPPED = """
+import ctypes
+from omendb.server.process import keep_freed_memory
+
+class Info(ctypes.Structure):
+    _fields_ = [(str(index), ctypes.c_size_t) for index in range(10)]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = (ctypes.c_size_t,)
+
+def mapped(size):
+    before = getattr(libc.mallinfo2(), "3")  # blocks that are maps of their own
+    assert libc.malloc(size)
+    return getattr(libc.mallinfo2(), "3") - before
+
+before = mapped(500_000)
+keep_freed_memory()
+print(before, mapped(500_000), mapped(5_000_000))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="not glibc 2.33 or later")
+def test_pieces_of_answers_are_no_maps_of_their_own_and_larger_blocks_are() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNT_MAPPED], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["1", "0", "1"]
