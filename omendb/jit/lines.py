@@ -6,6 +6,11 @@ of them up in a table of keys (`omendb.series` says what a key is), in groups, w
 series each look-up is three cache misses, which overlap that way. The hash only finds candidates: the bytes
 are compared.
 
+Most clients name their series in the same order again and again. So the table remembers which key followed
+each one the last time, its *follower*, and the first pass compares the line with the key that it expects: one
+comparison instead of a search for the name's end, a hash and a look-up. When it is wrong, the row is looked
+up at once, to go on from there; when it is wrong too often, the rest of the body is left to the second pass.
+
 The first pass accepts only what is plain and valid, and stops in front of a line that is anything else; the
 caller reads that line by the book, and goes on behind it. So the kernel decides nothing: it must not accept
 what the careful reader would refuse or read differently. Names are not looked into at all: what is found in
@@ -21,7 +26,7 @@ No byte outside of the body is read. Hashes are seeded: nobody outside can make 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -52,6 +57,8 @@ _WORD_MASK = (1 << 64) - 1
 _ONES = 0x0101010101010101
 _HIGHS = 0x8080808080808080
 _GROUP = 16
+_CREDIT = 16
+"""How far wrong guesses may outnumber right ones before a body is read without them."""
 
 _LINE_END = ord("\n")
 _RETURN = ord("\r")
@@ -251,88 +258,6 @@ def _line_end(at: int, stop: int) -> int:
     return 0
 
 
-@kernel
-def _parse(
-    address: int,
-    start: int,
-    length: int,
-    seed: int,
-    scale: int,
-    now: int,
-    row: int,
-    out_hash: NDArray[np.int64],
-    out_place: NDArray[np.int64],
-    out_shape: NDArray[np.int64],
-    out_timestamp: NDArray[np.int64],
-    out_value: NDArray[np.float64],
-) -> tuple[int, int, int]:
-    """Parse the lines of a body; see `parse_lines`."""
-    stop = address + length
-    at = address + start
-    highest = 9_223_372_036_854_775_807 // scale
-    room = len(out_value)
-    while at < stop:
-        line = at
-        first = load_u8(at, 0)
-        if first == _LINE_END:
-            at += 1
-            continue
-        if first == _RETURN:
-            at = _line_end(at, stop)
-            if at == 0:
-                return GIVE_UP, line - address, row
-            continue
-        if first == _HASH:
-            while at < stop:
-                count = _line_bytes(read_word(at, stop))
-                at += count
-                if count < 8:
-                    at += 1
-                    break
-            at = min(at, stop)
-            continue
-        if first == _SPACE or first == _COMMA:
-            return GIVE_UP, line - address, row
-        series_end, series_hash = _scan(at, stop, seed, _SPACE)
-        if series_end == 0 or series_end - line > PART_BYTES_MAX:
-            return GIVE_UP, line - address, row
-        series_size = series_end - line
-        first_row = row
-        mark = _COMMA
-        at = series_end
-        while mark == _COMMA:
-            if row >= room:
-                return FULL, line - address, first_row
-            field = at + 1
-            before = read_byte(field, stop)
-            if before == _EQUALS or before == _SPACE:
-                return GIVE_UP, line - address, first_row
-            field_end, field_hash = _scan(field, stop, series_hash, _EQUALS)
-            if field_end == 0 or field_end - field > PART_BYTES_MAX:
-                return GIVE_UP, line - address, first_row
-            at, value = _parse_field(field_end + 1, stop)
-            if at == 0 or field - line >= 1 << 31:
-                return GIVE_UP, line - address, first_row
-            out_hash[row] = signed(field_hash)
-            out_place[row] = line - address
-            out_shape[row] = (field - line) << 32 | series_size << 16 | (field_end - field)
-            out_value[row] = value
-            row += 1
-            mark = read_byte(at, stop)
-        timestamp = now
-        if mark == _SPACE:
-            at, number = parse_integer(at + 1, stop)
-            if at == 0 or number > highest or number < -highest:
-                return GIVE_UP, line - address, first_row
-            timestamp = number * scale
-        at = _line_end(at, stop)
-        if at == 0:
-            return GIVE_UP, line - address, first_row
-        for index in range(first_row, row):
-            out_timestamp[index] = timestamp
-    return DONE, length, row
-
-
 @inline_kernel
 def same_bytes(left: int, right: int, size: int, left_stop: int, right_stop: int) -> bool:
     """Compare `size` bytes; both ranges lie before their stops."""
@@ -373,6 +298,237 @@ def _is_key(
     )
 
 
+@inline_kernel
+def _look_up(
+    hash_: int,
+    body: int,
+    body_stop: int,
+    shape: int,
+    table: int,
+    mask: int,
+    keys: int,
+    keys_stop: int,
+    starts: int,
+    starts_stop: int,
+) -> int:
+    """Find the position of the key that a row names; -1 when it is not there."""
+    at = hash_ & mask
+    word = load_i64(table, at)
+    while word != 0:
+        if ((word ^ hash_) >> 32) & _LOW_32 == 0:
+            entry = (word & _LOW_32) - 1
+            if _is_key(entry, body, body_stop, shape, keys, keys_stop, starts, starts_stop):
+                return int(entry)
+        at = (at + 1) & mask
+        word = load_i64(table, at)
+    return -1
+
+
+@inline_kernel
+def _expected(
+    line: int,
+    field: int,
+    stop: int,
+    is_first: bool,
+    entry: int,
+    series_size: int,
+    keys: int,
+    keys_stop: int,
+    starts: int,
+    starts_stop: int,
+) -> int:
+    """Tell whether a line names the key at a position, with its first field or with the one at `field`.
+
+    Returns
+    -------
+    int
+        Bytes of the field's name, an equals sign behind which was seen; 0 when it is another key.
+    """
+    if starts + 8 * (entry + 2) > starts_stop:
+        return 0
+    start = load_i64(starts, entry)
+    size = load_i64(starts, entry + 1) - start
+    field_size = size - series_size - 1
+    if field_size <= 0 or keys + start + size > keys_stop:
+        return 0
+    key = keys + start
+    if is_first:
+        # A key is written as a line is.
+        field = line + series_size + 1
+    if field + field_size >= stop:
+        return 0
+    if is_first:
+        if not same_bytes(line, key, size, stop, keys_stop):
+            return 0
+    elif not (
+        same_bytes(field, key + series_size + 1, field_size, stop, keys_stop)
+        and same_bytes(line, key, series_size, stop, keys_stop)
+    ):
+        return 0
+    # Behind a backslash the equals sign would belong to the name.
+    if load_u8(field, field_size) != _EQUALS or load_u8(key, size - 1) == _BACKSLASH:
+        return 0
+    return field_size
+
+
+@kernel
+def _parse(
+    address: int,
+    start: int,
+    length: int,
+    seed: int,
+    scale: int,
+    now: int,
+    row: int,
+    missing: int,
+    previous: int,
+    credit: int,
+    out_id: NDArray[np.int64],
+    out_hash: NDArray[np.int64],
+    out_place: NDArray[np.int64],
+    out_shape: NDArray[np.int64],
+    out_timestamp: NDArray[np.int64],
+    out_value: NDArray[np.float64],
+    table: int,
+    table_size: int,
+    keys: int,
+    keys_size: int,
+    starts: int,
+    starts_size: int,
+    followers: NDArray[np.int64],
+    first_id: int,
+) -> tuple[int, int, int, int, int, int]:
+    """Parse the lines of a body; see `parse_lines`.
+
+    `previous` is the position of the key of the row before, -1 when it is not known.
+    """
+    stop = address + length
+    at = address + start
+    keys_stop = keys + keys_size
+    starts_stop = starts + 8 * starts_size
+    highest = 9_223_372_036_854_775_807 // scale
+    room = len(out_value)
+    while at < stop:
+        line = at
+        line_missing, line_previous = missing, previous
+        first = load_u8(at, 0)
+        if first == _LINE_END:
+            at += 1
+            continue
+        if first == _RETURN:
+            at = _line_end(at, stop)
+            if at == 0:
+                return GIVE_UP, line - address, row, missing, previous, credit
+            continue
+        if first == _HASH:
+            while at < stop:
+                count = _line_bytes(read_word(at, stop))
+                at += count
+                if count < 8:
+                    at += 1
+                    break
+            at = min(at, stop)
+            continue
+        if first == _SPACE or first == _COMMA:
+            return GIVE_UP, line - address, row, missing, previous, credit
+        # Known from the first field on that is not the expected one.
+        series_hash, is_hashed = seed, False
+        series_size = 0
+        first_row = row
+        mark = _COMMA
+        while mark == _COMMA:
+            if row >= room:
+                return FULL, line - address, first_row, line_missing, line_previous, credit
+            entry, field_size = -1, 0
+            if credit > 0 and 0 <= previous < len(followers):
+                follower = int(followers[previous])
+                guess = (follower & _LOW_32) - 1
+                size = (follower >> 32) & 0xFFFF
+                if guess >= 0 and (row == first_row or size == series_size):
+                    field_size = _expected(
+                        line,
+                        at + 1,
+                        stop,
+                        row == first_row,
+                        guess,
+                        size,
+                        keys,
+                        keys_stop,
+                        starts,
+                        starts_stop,
+                    )
+                    if field_size > 0:
+                        entry, series_size = guess, size
+                        credit = min(credit + 1, _CREDIT)
+            if entry >= 0:
+                field = line + series_size + 1 if row == first_row else at + 1
+            else:
+                if not is_hashed:
+                    if row == first_row:
+                        series_end, series_hash = _scan(line, stop, seed, _SPACE)
+                        if series_end == 0 or series_end - line > PART_BYTES_MAX:
+                            return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+                        series_size = series_end - line
+                        at = series_end
+                    else:
+                        series_hash = hash_bytes(line, series_size, stop, seed)
+                    is_hashed = True
+                field = at + 1
+                before = read_byte(field, stop)
+                if before == _EQUALS or before == _SPACE:
+                    return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+                field_end, field_hash = _scan(field, stop, series_hash, _EQUALS)
+                if field_end == 0 or field_end - field > PART_BYTES_MAX or field - line >= 1 << 31:
+                    return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+                field_size = field_end - field
+                shape = (field - line) << 32 | series_size << 16 | field_size
+                row_hash = signed(field_hash)
+                if credit > 0:
+                    credit -= 1
+                    entry = _look_up(
+                        row_hash,
+                        line,
+                        stop,
+                        shape,
+                        table,
+                        table_size - 1,
+                        keys,
+                        keys_stop,
+                        starts,
+                        starts_stop,
+                    )
+                if entry < 0:
+                    out_hash[row] = row_hash
+                    out_place[row] = line - address
+                    out_shape[row] = shape
+                elif 0 <= previous < len(followers):
+                    followers[previous] = series_size << 32 | (entry + 1)
+            at, value = _parse_field(field + field_size + 1, stop)
+            if at == 0:
+                return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+            if entry >= 0:
+                out_id[row] = first_id + entry
+            else:
+                out_id[row] = -1
+                missing += 1
+            previous = entry
+            out_value[row] = value
+            row += 1
+            mark = read_byte(at, stop)
+        timestamp = now
+        if mark == _SPACE:
+            at, number = parse_integer(at + 1, stop)
+            if at == 0 or number > highest or number < -highest:
+                return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+            timestamp = number * scale
+        at = _line_end(at, stop)
+        if at == 0:
+            return GIVE_UP, line - address, first_row, line_missing, line_previous, credit
+        for index in range(first_row, row):
+            out_timestamp[index] = timestamp
+    return DONE, length, row, missing, previous, credit
+
+
 @kernel
 def _find(
     address: int,
@@ -388,6 +544,7 @@ def _find(
     starts: int,
     starts_size: int,
     given_ids: NDArray[np.int64],
+    followers: NDArray[np.int64],
     first_id: int,
 ) -> int:
     """Look up the series of rows; see `find_series`."""
@@ -397,12 +554,19 @@ def _find(
     mask = table_size - 1
     missing = 0
     entries = np.empty(_GROUP, np.int64)
-    for group in range(0, len(ids), _GROUP):
-        count = min(_GROUP, len(ids) - group)
+    rows = np.empty(_GROUP, np.int64)
+    following = 0
+    while following < len(ids):
+        count = 0
+        while count < _GROUP and following < len(ids):
+            if ids[following] < 0:
+                rows[count] = following
+                count += 1
+            following += 1
         for index in range(count):
-            prefetch(table + 8 * (hashes[group + index] & mask))
+            prefetch(table + 8 * (hashes[rows[index]] & mask))
         for index in range(count):
-            hash_ = hashes[group + index]
+            hash_ = hashes[rows[index]]
             at = hash_ & mask
             word = load_i64(table, at)
             while word != 0 and ((word ^ hash_) >> 32) & _LOW_32 != 0:
@@ -416,31 +580,23 @@ def _find(
             if entry >= 0 and starts + 8 * (entry + 2) <= starts_stop:
                 prefetch(keys + load_i64(starts, entry))
         for index in range(count):
-            row = group + index
-            if ids[row] >= 0:
-                continue
+            row = rows[index]
             body, shape = address + places[row], shapes[row]
             entry = entries[index]
             if entry >= 0 and not _is_key(entry, body, stop, shape, keys, keys_stop, starts, starts_stop):
                 # Another key with the same half of a hash stands before it, or it is not there.
-                hash_ = hashes[row]
-                entry = -1
-                at = hash_ & mask
-                word = load_i64(table, at)
-                while word != 0:
-                    if ((word ^ hash_) >> 32) & _LOW_32 == 0:
-                        candidate = (word & _LOW_32) - 1
-                        if _is_key(candidate, body, stop, shape, keys, keys_stop, starts, starts_stop):
-                            entry = candidate
-                            break
-                    at = (at + 1) & mask
-                    word = load_i64(table, at)
+                entry = _look_up(
+                    hashes[row], body, stop, shape, table, mask, keys, keys_stop, starts, starts_stop
+                )
             if entry < 0:
                 missing += 1
             elif len(given_ids) > 0:
                 ids[row] = given_ids[entry]
             else:
                 ids[row] = first_id + entry
+                previous = ids[row - 1] - first_id if row > 0 else -1
+                if 0 <= previous < len(followers):
+                    followers[previous] = ((shape >> 16) & 0xFFFF) << 32 | (entry + 1)
     return missing
 
 
@@ -489,6 +645,31 @@ def add_to_table(table: NDArray[np.int64], hashes: NDArray[np.int64], first: int
         table[at] = ((hash_ >> 32) << 32) | (first + index + 1)
 
 
+class Keys(NamedTuple):
+    """A table of keys, as the kernels read it.
+
+    Attributes
+    ----------
+    keys : ndarray of uint8
+        One after the other; at least eight bytes longer than they are.
+    starts : ndarray of int64
+        Byte at which each key starts, and behind the last one its end.
+    table : ndarray of int64, shape (2**k,)
+        Never full.
+    ids : ndarray of int64
+        The id of each key; empty when they have consecutive ones.
+    followers : ndarray of int64
+        Of each key, the one that was named behind it: its position plus one, 0 when none is known, and in the
+        high half the bytes of its series. A guess only; empty to make none. Kernels write it.
+    """
+
+    keys: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    table: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    followers: NDArray[np.int64]
+
+
 class Rows:
     """Room for the rows of a body: where their series are named, timestamps and values.
 
@@ -501,20 +682,42 @@ class Rows:
     ----------
     count : int
         Rows so far.
-    hashes, places, shapes, ids : ndarray of int64, shape (room,)
-        Of the series: a hash, the byte of the body at which its line begins, the lengths of the names, and
-        its id, -1 until it is found.
+    missing : int
+        Those of them without an id.
+    previous : int
+        Position of the last row's key, -1 when it is not known.
+    credit : int
+        How much the parser relies on followers.
+    ids : ndarray of int64, shape (room,)
+        Of the series, -1 until it is found.
+    hashes, places, shapes : ndarray of int64, shape (room,)
+        Of series without an id: a hash, the byte of the body at which its line begins, and the lengths of the
+        names. Nothing of use for others.
     timestamp : ndarray of int64, shape (room,)
         In nanoseconds.
     value : ndarray of float64, shape (room,)
     """
 
-    __slots__ = ("count", "hashes", "ids", "places", "shapes", "timestamp", "value")
+    __slots__ = (
+        "count",
+        "credit",
+        "hashes",
+        "ids",
+        "missing",
+        "places",
+        "previous",
+        "shapes",
+        "timestamp",
+        "value",
+    )
 
     def __init__(self, room: int) -> None:
-        self.count = 0
-        self.hashes, self.places, self.shapes, self.timestamp = (np.empty(room, np.int64) for _ in range(4))
-        self.ids = np.full(room, -1, np.int64)
+        self.count = self.missing = 0
+        self.previous = -1
+        self.credit = _CREDIT
+        self.hashes, self.places, self.shapes, self.ids, self.timestamp = (
+            np.empty(room, np.int64) for _ in range(5)
+        )
         self.value = np.empty(room, np.float64)
 
     def grow(self) -> None:
@@ -522,13 +725,20 @@ class Rows:
         room = 2 * len(self.value) + 16
         for name in ("hashes", "places", "shapes", "timestamp", "value", "ids"):
             old = getattr(self, name)
-            new = np.full(room, -1, old.dtype) if name == "ids" else np.empty(room, old.dtype)
+            new = np.empty(room, old.dtype)
             new[: self.count] = old[: self.count]
             setattr(self, name, new)
 
 
 def parse_lines(
-    body: NDArray[np.uint8], start: int, seed: int, scale: int, now: int, rows: Rows
+    body: NDArray[np.uint8],
+    start: int,
+    seed: int,
+    scale: int,
+    now: int,
+    rows: Rows,
+    known: Keys,
+    first_id: int,
 ) -> tuple[int, int]:
     """Parse lines into rows, as far as they are plain.
 
@@ -546,6 +756,9 @@ def parse_lines(
         Timestamp of lines that have none, in nanoseconds.
     rows : Rows
         Gets the rows behind those that it has.
+    known : Keys
+        With consecutive ids from `first_id` on. Series that are expected have their ids afterwards.
+    first_id : int
 
     Returns
     -------
@@ -554,7 +767,7 @@ def parse_lines(
     position : int
         Where to go on.
     """
-    status, position, rows.count = _parse(
+    status, position, rows.count, rows.missing, rows.previous, rows.credit = _parse(
         address_of(body),
         start,
         len(body),
@@ -562,11 +775,23 @@ def parse_lines(
         scale,
         now,
         rows.count,
+        rows.missing,
+        rows.previous,
+        rows.credit,
+        rows.ids,
         rows.hashes,
         rows.places,
         rows.shapes,
         rows.timestamp,
         rows.value,
+        address_of(known.table),
+        len(known.table),
+        address_of(known.keys),
+        len(known.keys),
+        address_of(known.starts),
+        len(known.starts),
+        known.followers,
+        first_id,
     )
     return status, position
 
@@ -577,10 +802,7 @@ def find_series(
     places: NDArray[np.int64],
     shapes: NDArray[np.int64],
     ids: NDArray[np.int64],
-    table: NDArray[np.int64],
-    keys: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    given_ids: NDArray[np.int64],
+    known: Keys,
     first_id: int,
 ) -> int:
     """Look up the series of rows in a table of keys.
@@ -591,15 +813,9 @@ def find_series(
         What was parsed.
     hashes, places, shapes, ids : ndarray of int64, shape (n,)
         As in `Rows`; rows that have an id are left alone.
-    table : ndarray of int64, shape (2**k,)
-        Never full.
-    keys : ndarray of uint8
-        At least eight bytes longer than the keys.
-    starts : ndarray of int64
-        Byte at which each key starts, and behind the last one its end.
-    given_ids : ndarray of int64
-        The id of each key; empty when they are `first_id` and those after it.
+    known : Keys
     first_id : int
+        Of its first key, unless they have ids of their own.
 
     Returns
     -------
@@ -613,13 +829,14 @@ def find_series(
         places,
         shapes,
         ids,
-        address_of(table),
-        len(table),
-        address_of(keys),
-        len(keys),
-        address_of(starts),
-        len(starts),
-        given_ids,
+        address_of(known.table),
+        len(known.table),
+        address_of(known.keys),
+        len(known.keys),
+        address_of(known.starts),
+        len(known.starts),
+        known.ids,
+        known.followers,
         first_id,
     )
 
@@ -657,13 +874,14 @@ def warmup() -> None:
     """Compile the kernels, or load them from the cache, for the array types that writes pass."""
     body = np.frombuffer(b"cpu,host=a usage=0.5 1\n", np.uint8)
     rows = Rows(1)
-    parse_lines(body, 0, 1, 1, 0, rows)
     keys = np.zeros(40, np.uint8)
     key = b"cpu,host=a usage"
     keys[: len(key)] = np.frombuffer(key, np.uint8)
     starts = np.array([0, len(key)])
     hashes, _ = hash_keys(keys, 1, starts)
     table = np.zeros(4, np.int64)
+    known = Keys(keys, starts, table, np.empty(0, np.int64), np.zeros(1, np.int64))
+    parse_lines(body, 0, 1, 1, 0, rows, known, 0)
     add_to_table(table, hashes, 0)
     columns = (rows.hashes[:1], rows.places[:1], rows.shapes[:1], rows.ids[:1])
-    find_series(body, *columns, table, keys, starts, np.empty(0, np.int64), 0)
+    find_series(body, *columns, known, 0)

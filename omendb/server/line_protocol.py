@@ -47,6 +47,9 @@ _UINT64_MAX = 2**64 - 1
 _PART_BYTES_MAX = lines.PART_BYTES_MAX
 _DISTANCE_MAX = 1 << 31
 
+_ROW_BYTES = 32
+"""Of a line with one field, about; room that is too small grows, and what is not written takes no memory."""
+
 _PIECE_BYTES = 1 << 20
 
 
@@ -123,11 +126,13 @@ def decode(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch:
     if len(body) < lines.BODY_BYTES_MIN:
         body += b"\n" * lines.BODY_BYTES_MIN
     text = np.frombuffer(body, np.uint8)
-    rows = lines.Rows(body.count(b"\n") + 1)
+    rows = lines.Rows(len(body) // _ROW_BYTES + 1)
     now = now // scale * scale
     position = 0
     while True:
-        status, position = lines.parse_lines(text, position, catalog.seed, scale, now, rows)
+        status, position = lines.parse_lines(
+            text, position, catalog.seed, scale, now, rows, catalog.keys, catalog.first_id
+        )
         if status == lines.DONE:
             break
         if status == lines.FULL:
@@ -146,7 +151,9 @@ def decode(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch:
             break
     count = rows.count
     ids = rows.ids[:count]
-    if count and catalog.find(text, rows.hashes[:count], rows.places[:count], rows.shapes[:count], ids):
+    if rows.missing and catalog.find(
+        text, rows.hashes[:count], rows.places[:count], rows.shapes[:count], ids
+    ):
         _name(rows, body, catalog)
     return Batch(ids, rows.timestamp[:count], rows.value[:count])
 
@@ -161,6 +168,7 @@ def _append(rows: lines.Rows, body: bytes, position: int, line: Line, seed: int)
         padded = np.frombuffer(key + bytes(8), np.uint8)
         hashes, _ = lines.hash_keys(padded, seed, np.array([0, len(key)], np.int64))
         at = rows.count
+        rows.ids[at] = -1
         rows.hashes[at] = hashes[0]
         rows.places[at] = series_at
         rows.shapes[at] = (
@@ -171,6 +179,8 @@ def _append(rows: lines.Rows, body: bytes, position: int, line: Line, seed: int)
         rows.timestamp[at] = line.timestamp
         rows.value[at] = row.value
         rows.count += 1
+        rows.missing += 1
+    rows.previous = -1
 
 
 def _name(rows: lines.Rows, body: bytes, catalog: Catalog) -> None:

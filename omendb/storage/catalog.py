@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import secrets
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from omendb.errors import CorruptionError, InvalidRequestError
 from omendb.jit import labels, lines
+from omendb.jit.lines import Keys
 from omendb.series import (
     FIELD_LABEL,
     FIRST_ID,
@@ -46,15 +47,6 @@ _PADDING_BYTES = 8  # kernels read whole words
 _ALIASES_MIN = 10_000  # other ways to write names that are remembered, however few series there are
 _NO_IDS = np.empty(0, np.int64)
 _NO_ENTRIES = np.empty(0, np.uint32)
-
-
-class _View(NamedTuple):
-    """The arrays of a table of keys: replaced when they grow, and else only written behind what is used."""
-
-    keys: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    table: NDArray[np.int64]
-    ids: NDArray[np.int64]
 
 
 class KeyTable:
@@ -82,11 +74,13 @@ class KeyTable:
         self.keys_bytes = 0
         self._seed = seed
         self._has_ids = has_ids
-        self.view = _View(
+        # Its arrays are replaced when they grow, and else only written behind what is used.
+        self.view = Keys(
             np.zeros(4096, np.uint8),
             np.zeros(65, np.int64),
             np.zeros(128, np.int64),
             np.zeros(64, np.int64) if has_ids else _NO_IDS,
+            _NO_IDS if has_ids else np.zeros(64, np.int64),
         )
 
     @property
@@ -104,10 +98,7 @@ class KeyTable:
         first_id: int,
     ) -> int:
         """Fill in the ids of rows whose key is here; see `omendb.jit.lines.find_series`."""
-        view = self.view
-        return lines.find_series(
-            body, hashes, places, shapes, ids, view.table, view.keys, view.starts, view.ids, first_id
-        )
+        return lines.find_series(body, hashes, places, shapes, ids, self.view, first_id)
 
     def add(
         self,
@@ -135,6 +126,8 @@ class KeyTable:
             )
         if self._has_ids and count > len(view.ids):
             view = view._replace(ids=_grown(view.ids, self.count, count))
+        if not self._has_ids and count > len(view.followers):
+            view = view._replace(followers=_grown(view.followers, self.count, count))
         # The table's words come last: who finds one finds its key.
         view.keys[self.keys_bytes : size] = keys
         view.starts[self.count + 1 : count + 1] = self.keys_bytes + np.cumsum(lengths, dtype=np.int64)
@@ -196,6 +189,11 @@ class Catalog:
         self.first_id = first_id
 
     # Names to ids.
+
+    @property
+    def keys(self) -> Keys:
+        """The names; the first has the id `first_id`, and the others those after it."""
+        return self._names.view
 
     def find(
         self,

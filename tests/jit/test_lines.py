@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import mmap
 from typing import TYPE_CHECKING
@@ -109,6 +110,11 @@ def guarded(body: bytes) -> NDArray[np.uint8]:
     return array
 
 
+NOTHING_KNOWN = lines.Keys(
+    np.zeros(8, np.uint8), np.zeros(1, np.int64), np.zeros(2, np.int64), *(np.empty(0, np.int64),) * 2
+)
+
+
 def padded(body: bytes) -> bytes:
     return body + b"\n" * max(0, lines.BODY_BYTES_MIN - len(body))
 
@@ -121,7 +127,9 @@ def parse(body: bytes, scale: int, room: int = 1) -> tuple[list[reference_lines.
     position = 0
     found: list[reference_lines.Row] = []
     while True:
-        status, position = lines.parse_lines(array, position, SEED, scale, NOW // scale * scale, rows)
+        status, position = lines.parse_lines(
+            array, position, SEED, scale, NOW // scale * scale, rows, NOTHING_KNOWN, 0
+        )
         if status == lines.DONE:
             break
         if status == lines.FULL:
@@ -147,28 +155,17 @@ def parse(body: bytes, scale: int, room: int = 1) -> tuple[list[reference_lines.
 @given(st.one_of(bodies(), damaged()), st.sampled_from([1, 1000, 10**9, 3600 * 10**9]))
 def test_reads_what_the_plain_reader_reads_or_gives_the_line_up(body: bytes, scale: int) -> None:
     body = padded(body)
+    found, given_up = parse(body, scale)
+
+    # What is given up depends on the line alone.
     expected: list[reference_lines.Row] = []
     for line in body.split(b"\n"):
+        if line in given_up:
+            continue
         try:
             expected += reference_lines.read_body(line, scale, NOW)
         except reference_lines.LineError:
             expected.append(reference_lines.Row(line, b"refused", 0, 0.0))
-
-    found, given_up = parse(body, scale)
-
-    # In order; of lines that were given up the plain reader knows what they are.
-    position = 0
-    for line in given_up:
-        try:
-            skipped = reference_lines.read_body(line, scale, NOW)
-        except reference_lines.LineError:
-            skipped = [reference_lines.Row(line, b"refused", 0, 0.0)]
-        if not skipped:
-            continue
-        while [repr(row) for row in expected[position : position + len(skipped)]] != list(map(repr, skipped)):
-            assert position < len(expected)
-            position += 1
-        del expected[position : position + len(skipped)]
     assert list(map(repr, found)) == list(map(repr, expected))
 
 
@@ -211,18 +208,25 @@ class Table:
     def __init__(self, keys: list[bytes], size: int) -> None:
         self.keys = np.frombuffer(b"".join(keys) + bytes(8), np.uint8)
         self.starts = np.concatenate(([0], np.cumsum([len(key) for key in keys]))).astype(np.int64)
-        self.hashes, _ = lines.hash_keys(self.keys, SEED, self.starts)
+        self.hashes, self.shapes = lines.hash_keys(self.keys, SEED, self.starts)
         self.table = np.zeros(size, np.int64)
+        self.followers = np.zeros(len(keys), np.int64)
         lines.add_to_table(self.table, self.hashes, 0)
 
-    def find(self, body: bytes, given: list[int] | None = None) -> list[int]:
+    def known(self, ids: list[int] | None = None) -> lines.Keys:
+        followers = np.empty(0, np.int64) if ids else self.followers
+        return lines.Keys(self.keys, self.starts, self.table, np.array(ids or [], np.int64), followers)
+
+    def find(self, body: bytes, given: list[int] | None = None, credit: int = 0) -> list[int]:
         array = guarded(body)
         rows = lines.Rows(body.count(b"=") + 1)
-        assert lines.parse_lines(array, 0, SEED, 1, 0, rows) == (lines.DONE, len(body))
+        rows.credit = credit
+        known = NOTHING_KNOWN if given else self.known()
+        assert lines.parse_lines(array, 0, SEED, 1, 0, rows, known, 1000) == (lines.DONE, len(body))
         count = rows.count
+        assert rows.missing == int((rows.ids[:count] < 0).sum())
         columns = (rows.hashes[:count], rows.places[:count], rows.shapes[:count], rows.ids[:count])
-        ids = np.array(given or [], np.int64)
-        missing = lines.find_series(array, *columns, self.table, self.keys, self.starts, ids, 1000)
+        missing = lines.find_series(array, *columns, self.known(given), 1000)
         assert missing == int((rows.ids[:count] < 0).sum())
         return rows.ids[:count].tolist()
 
@@ -239,10 +243,112 @@ def test_finds_the_keys_that_are_there_and_no_others(pairs: list[tuple[bytes, by
     # A table that is nearly full makes probes long.
     table = Table(known, 1 << (len(known) + 1).bit_length())
 
-    found = table.find(padded(b"".join(key + b"=1 5\n" for key in asked)))
+    body = padded(b"".join(key + b"=1 5\n" for key in asked))
 
     expected = {key: 1000 + position for position, key in enumerate(known)}
-    assert found == [expected.get(key, -1) for key in asked]
+    # With what follows what, as the times before have left it, and without.
+    for credit in (0, 1, 5, 1000, 1000):
+        assert table.find(body, credit=credit) == [expected.get(key, -1) for key in asked]
+
+
+def read_with(table: Table, body: bytes, credit: int, room: int) -> tuple[list[str], list[int]]:
+    """Parse with the keys of a table; return what was read, keys as texts, and the lines that were given up."""
+    array = guarded(body)
+    rows = lines.Rows(room)
+    rows.credit = credit
+    given_up: list[int] = []
+    position = 0
+    while True:
+        status, position = lines.parse_lines(array, position, SEED, 1, NOW, rows, table.known(), 1000)
+        if status == lines.DONE:
+            break
+        if status == lines.FULL:
+            rows.grow()
+            continue
+        given_up.append(position)
+        stop = body.find(b"\n", position)
+        position = len(body) if stop < 0 else stop + 1
+    found: list[str] = []
+    for row in range(rows.count):
+        place, shape = int(rows.places[row]), int(rows.shapes[row])
+        field_at = place + (shape >> 32)
+        if (entry := int(rows.ids[row]) - 1000) >= 0:
+            key = table.keys[table.starts[entry] : table.starts[entry + 1]].tobytes()
+        else:
+            field = body[field_at : field_at + (shape & 0xFFFF)]
+            key = body[place : place + (shape >> 16 & 0xFFFF)] + b" " + field
+        found.append(f"{key!r} {rows.timestamp[row]} {rows.value[row]!r}")
+    assert rows.missing == int((rows.ids[: rows.count] < 0).sum())
+    return found, given_up
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.lists(st.one_of(bodies(), damaged()), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_what_is_expected_changes_no_answer(parts: list[bytes], chosen: int) -> None:
+    body = padded(b"\n".join(parts * 2))
+    alone = Table([], 2)
+    expected = read_with(alone, body, 0, 1000)
+    texts = sorted({text.rpartition(" ")[0].rpartition(" ")[0] for text in expected[0]})
+    keys = [ast.literal_eval(text) for index, text in enumerate(texts) if chosen >> index % 32 & 1]
+    table = Table(keys, 1 << (len(keys) + 1).bit_length())
+
+    for credit, room in ((1000, 1000), (1000, 1), (3, 1000), (1000, 1000)):
+        assert read_with(table, body, credit, room) == expected
+    # Any key may be expected, also one that is not there yet.
+    sizes = [*(table.shapes >> 16 & 0xFFFF), 3, 3, 3]
+    guesses = [(chosen + 7 * index) % (len(keys) + 3) for index in range(len(keys))]
+    table.followers[:] = [sizes[guess] << 32 | (guess + 1) for guess in guesses]
+    assert read_with(table, body, 1000, 1000) == expected
+
+
+def test_the_series_that_follow_each_other_are_expected() -> None:
+    keys = [b"cpu,host=%d %s" % (host, field) for host in range(20) for field in (b"idle", b"used")]
+    table = Table(keys, 128)
+    body = b"".join(b"cpu,host=%d idle=1,used=2 7\n" % host for host in range(20))
+    array = guarded(body)
+
+    for first_credit in (0, 1000):  # learned by the second pass, then relied upon by the first
+        table.followers[:] = 0
+        table.find(body, credit=first_credit)
+        rows = lines.Rows(40)
+        lines.parse_lines(array, 0, SEED, 1, 0, rows, table.known(), 1000)
+
+        assert rows.missing == 0
+        assert rows.ids.tolist() == list(range(1000, 1040))
+        assert rows.previous == 39
+        # Only the first row was looked up: each of the others gave back what it cost.
+        assert rows.credit == 16
+
+
+def test_wrong_guesses_end_when_they_are_too_many() -> None:
+    keys = [b"m,n=%d v" % number for number in range(60)]
+    table = Table(keys, 128)
+    body = b"".join(key + b"=1 5\n" for key in keys)
+    rows = lines.Rows(60)
+
+    lines.parse_lines(guarded(body), 0, SEED, 1, 0, rows, table.known(), 1000)
+
+    assert rows.credit == 0
+    assert rows.missing == 60 - 16
+    assert table.find(body) == list(range(1000, 1060))
+
+
+@pytest.mark.parametrize(
+    "key", [b"m,a=1 v\\", b"m,a=1 v", b"m,a=1 v,w", b"m,a=1 v w", b"m,a=1 vv", b"m,a=1 v=3,w"]
+)
+def test_a_key_that_only_looks_like_the_line_is_not_taken(key: bytes) -> None:
+    table = Table([b"first v", b"m,a=1 v"], 8)
+    table.keys = np.frombuffer(b"first v" + key + bytes(8), np.uint8)
+    table.starts = np.array([0, 7, 7 + len(key)])
+    table.followers[:] = [5 << 32 | 2, 0]
+    rows = lines.Rows(4)
+    body = b"first v=1 1\nm,a=1 v\\=3,w=2 2\n"
+
+    assert lines.parse_lines(guarded(body), 0, SEED, 1, 0, rows, table.known(), 1000)[0] == lines.DONE
+
+    assert rows.ids[: rows.count].tolist() == [1000, -1]
+    place, shape = int(rows.places[1]), int(rows.shapes[1])
+    assert body[place + (shape >> 32) :][: shape & 0xFFFF] == b"v\\=3,w"
 
 
 def test_equal_hashes_do_not_make_equal_keys() -> None:
