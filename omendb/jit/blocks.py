@@ -473,7 +473,7 @@ def insert_points(
     -----
     O(1) a point in ascending order of its series, amortised; see `insert_slowly` for the others. Groups
     of rows are looked up in stages, each asking for the cache lines that the next one reads: hash table,
-    slot, end of the tail block.
+    slot, end of the tail block. Rows whose series come in the order of the slots need no hash table.
     """
     values = arena.view(np.float64)
     count = len(series_id)
@@ -496,11 +496,22 @@ def insert_points(
         # A group of one series, as bulk loads send them, stays with the slot that it has.
         staged = series_id[start] != series_id[stop - 1]
         if staged:
-            for row in range(start, stop):
+            # Series that come in the order in which they came first have their slots one after the other.
+            guess = slot + 1 if slot + 1 < counters[COUNTER_SLOTS] else 0
+            expected = start
+            slots_left = counters[COUNTER_SLOTS] - guess
+            while (
+                expected < stop
+                and expected - start < slots_left
+                and slots[guess + expected - start, SLOT_SERIES] == series_id[expected]
+            ):
+                candidates[expected - start] = guess + expected - start
+                expected += 1
+            for row in range(expected, stop):
                 tag = series_tag(series_id[row])
                 tags[row - start] = tag
                 prefetch(table_address + 8 * (tag >> shift))
-            for row in range(start, stop):
+            for row in range(expected, stop):
                 tag = tags[row - start]
                 at = tag >> shift
                 entry = table[at]

@@ -348,7 +348,7 @@ def _expected(
         return 0
     start = load_i64(starts, entry)
     size = load_i64(starts, entry + 1) - start
-    field_size = size - series_size - 1
+    field_size: int = size - series_size - 1
     if field_size <= 0 or keys + start + size > keys_stop:
         return 0
     key = keys + start

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # Measured from 32 to 1,024: larger blocks make late points slow (1,024: a quarter of the rows/s in random
 # order), smaller ones make exports slow and directories long.
 BLOCK_ROWS = 128
+ARENA_WORDS_MIN = 32_768
 CACHE_LINE_BYTES = 64
 
 
@@ -75,7 +76,7 @@ class Memtable:
         self,
         *,
         series_capacity: int = 1_024,
-        arena_words: int = 32_768,
+        arena_words: int = ARENA_WORDS_MIN,
         block_rows: int = BLOCK_ROWS,
     ) -> None:
         assert series_capacity > 0
@@ -125,15 +126,23 @@ class Memtable:
 
     @property
     def bytes(self) -> int:
-        """Bytes allocated. Not all of them need be resident: growth is by doubling."""
-        arrays: tuple[NDArray[Any], ...] = (
-            self._table,
-            self._slots,
-            self._arena,
-            self._counters,
-            self._order,
+        """Bytes in use. More are allocated, which are not resident as long as nothing was written to them."""
+        slots = self.series_count * self._slots.strides[0]
+        arena = int(self._counters[blocks.COUNTER_ARENA]) * self._arena.itemsize
+        return self._table.nbytes + slots + arena + self._counters.nbytes + self._order.nbytes
+
+    def successor(self) -> Memtable:
+        """Return an empty memtable with room for as much as is in this one.
+
+        Growth copies what is there, and touches new memory every time.
+        """
+        words = int(self._counters[blocks.COUNTER_ARENA])
+        return Memtable(
+            series_capacity=len(self._slots),
+            # Blocks of long series come in steps, and the next million rows are cut a little differently.
+            arena_words=words + words // 8 + ARENA_WORDS_MIN,
+            block_rows=int(self._counters[blocks.COUNTER_BLOCK_ROWS]),
         )
-        return sum(array.nbytes for array in arrays)
 
     def insert(self, batch: Batch, sequence: int, first_sequence: int | None = None) -> None:
         """Insert points; where a key is already there, or comes twice, the later value wins.

@@ -205,7 +205,7 @@ class Store:
             active.freeze()
         with self._lock:
             old = self.snapshot
-            self.snapshot = Snapshot(old.segments, (*old.frozen, active), Memtable())
+            self.snapshot = Snapshot(old.segments, (*old.frozen, active), active.successor())
         return True
 
     # Flushing: one thread.
