@@ -2,9 +2,9 @@
 
 One row group; `series_id` dictionary-coded (about 0 bytes a row); page checksums. Plain: `timestamp` and
 `value` PLAIN, uncompressed, in one page each, so that the last ``8 * rows`` bytes of the column chunk are an
-array that can be mapped. Compressed: `timestamp` as DELTA_BINARY_PACKED, `value` in what takes the least
-room, ZSTD, and one page for each block of rows, so that a block can be decoded by itself. Layout:
-docs/format/segment.md.
+array that can be mapped (`omendb.storage.plain_parquet`). Compressed, by Arrow: `timestamp` as
+DELTA_BINARY_PACKED, `value` in what takes the least room, ZSTD, and one page for each block of rows, so that
+a block can be decoded by itself. Layout: docs/format/segment.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from omendb.jit import layout
 from omendb.storage import filenames, format, learned_index  # noqa: A004
 from omendb.storage.fs import discard, publish, write_temporary
 from omendb.storage.manifest import IndexEntry, SegmentEntry
+from omendb.storage.plain_parquet import write_plain
 from omendb.storage.segment_pages import PageReader, find_pages
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ SCHEMA = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
+
+_FORMAT_KEY = "omendb.format"
 
 ZSTD_LEVEL = 3
 """Of pages: indices and differences are packed bits, which no level makes smaller (perf/compression.py)."""
@@ -175,28 +178,14 @@ class _Written(NamedTuple):
 
 
 def _write_parquet(fs: FileSystem, temporary: Path, rows: Columns, *, compressed: bool) -> _Written:
-    table = pa.table([rows.series_id, rows.timestamp, rows.value], schema=SCHEMA)
-    how: dict[str, Any] = {"compression": "NONE", "use_dictionary": ["series_id"]}
-    if compressed:
-        how = _compression(rows)
     if fs.exists(temporary):
         fs.remove(temporary)
     file = fs.create(temporary)
     try:
-        with pq.ParquetWriter(
-            _Sink(file),
-            SCHEMA,
-            # Without these two pyarrow cuts pages at 20,000 rows or 1 MiB.
-            data_page_size=1 << 30,
-            max_rows_per_page=1 << format.BLOCK_SHIFT if compressed else rows.count,
-            dictionary_pagesize_limit=1 << 30,
-            write_page_checksum=True,
-            store_schema=False,
-            **how,
-        ) as writer:
-            writer.write_table(table, row_group_size=rows.count)
-            # Not as metadata of the schema: pyarrow stores that only within its own schema.
-            writer.add_key_value_metadata({"omendb.format": "2" if compressed else "1"})
+        if compressed:
+            _write_compressed(file, rows)
+        else:
+            write_plain(file, rows, {_FORMAT_KEY: "1"})
         file.sync()
     finally:
         file.close()
@@ -211,6 +200,24 @@ def _write_parquet(fs: FileSystem, temporary: Path, rows: Columns, *, compressed
     lengths = [stop - start for start, stop in columns]
     pages = find_pages(written, str(temporary), rows.count, (columns[0], columns[1]))
     return _Written(binding, lengths[0], lengths[1], pages)
+
+
+def _write_compressed(file: WritableFile, rows: Columns) -> None:
+    table = pa.table([rows.series_id, rows.timestamp, rows.value], schema=SCHEMA)
+    with pq.ParquetWriter(
+        _Sink(file),
+        SCHEMA,
+        # Without these two pyarrow cuts pages at 20,000 rows or 1 MiB.
+        data_page_size=1 << 30,
+        max_rows_per_page=1 << format.BLOCK_SHIFT,
+        dictionary_pagesize_limit=1 << 30,
+        write_page_checksum=True,
+        store_schema=False,
+        **_compression(rows),
+    ) as writer:
+        writer.write_table(table, row_group_size=rows.count)
+        # Not as metadata of the schema: pyarrow stores that only within its own schema.
+        writer.add_key_value_metadata({_FORMAT_KEY: "2"})
 
 
 def _compression(rows: Columns) -> dict[str, Any]:
