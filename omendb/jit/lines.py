@@ -564,9 +564,9 @@ def _find(
                 count += 1
             following += 1
         for index in range(count):
-            prefetch(table + 8 * (hashes[rows[index]] & mask))
+            prefetch(table + 8 * (hashes[int(rows[index])] & mask))
         for index in range(count):
-            hash_ = hashes[rows[index]]
+            hash_ = hashes[int(rows[index])]
             at = hash_ & mask
             word = load_i64(table, at)
             while word != 0 and ((word ^ hash_) >> 32) & _LOW_32 != 0:
@@ -580,7 +580,7 @@ def _find(
             if entry >= 0 and starts + 8 * (entry + 2) <= starts_stop:
                 prefetch(keys + load_i64(starts, entry))
         for index in range(count):
-            row = rows[index]
+            row = int(rows[index])
             body, shape = address + places[row], shapes[row]
             entry = entries[index]
             if entry >= 0 and not _is_key(entry, body, stop, shape, keys, keys_stop, starts, starts_stop):

@@ -21,6 +21,8 @@ from omendb.model import INT64_MAX, INT64_MIN, Batch
 from omendb.series import canonical_key
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from omendb.storage.catalog import Catalog
 
 PRECISIONS = {
@@ -101,6 +103,51 @@ def scale_of(precision: str | None) -> int:
     return scale
 
 
+def decode_plain(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch | None:
+    """Read a body as `decode` does, if that takes no more than the kernels.
+
+    Returns
+    -------
+    Batch or None
+        None when a line must be read carefully, or a series is new: a body of many takes long.
+    """
+    text = _text(body)
+    rows = lines.Rows(len(text) // _ROW_BYTES + 1)
+    status, position = lines.FULL, 0
+    while status == lines.FULL:
+        status, position = _parse(text, position, scale, now // scale * scale, rows, catalog)
+        if status == lines.FULL:
+            rows.grow()
+    if status == lines.GIVE_UP or _missing(text, rows, catalog):
+        return None
+    return _batch(rows)
+
+
+def _text(body: bytes) -> NDArray[np.uint8]:
+    if len(body) < lines.BODY_BYTES_MIN:
+        body += b"\n" * lines.BODY_BYTES_MIN
+    return np.frombuffer(body, np.uint8)
+
+
+def _parse(
+    text: NDArray[np.uint8], position: int, scale: int, now: int, rows: lines.Rows, catalog: Catalog
+) -> tuple[int, int]:
+    return lines.parse_lines(text, position, catalog.seed, scale, now, rows, catalog.keys, catalog.first_id)
+
+
+def _missing(text: NDArray[np.uint8], rows: lines.Rows, catalog: Catalog) -> int:
+    """Look up the series that were not expected; return of how many rows they are not known."""
+    if not rows.missing:
+        return 0
+    count = rows.count
+    return catalog.find(text, rows.hashes[:count], rows.places[:count], rows.shapes[:count], rows.ids[:count])
+
+
+def _batch(rows: lines.Rows) -> Batch:
+    count = rows.count
+    return Batch(rows.ids[:count], rows.timestamp[:count], rows.value[:count])
+
+
 def decode(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch:
     """Read a body; give ids to the series that are new.
 
@@ -123,16 +170,12 @@ def decode(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch:
     InvalidRequestError
         Naming the line.
     """
-    if len(body) < lines.BODY_BYTES_MIN:
-        body += b"\n" * lines.BODY_BYTES_MIN
-    text = np.frombuffer(body, np.uint8)
-    rows = lines.Rows(len(body) // _ROW_BYTES + 1)
+    text = _text(body)
+    rows = lines.Rows(len(text) // _ROW_BYTES + 1)
     now = now // scale * scale
     position = 0
     while True:
-        status, position = lines.parse_lines(
-            text, position, catalog.seed, scale, now, rows, catalog.keys, catalog.first_id
-        )
+        status, position = _parse(text, position, scale, now, rows, catalog)
         if status == lines.DONE:
             break
         if status == lines.FULL:
@@ -149,13 +192,9 @@ def decode(body: bytes, scale: int, now: int, catalog: Catalog) -> Batch:
         position = min(stop + 1, len(body))
         if position == len(body):
             break
-    count = rows.count
-    ids = rows.ids[:count]
-    if rows.missing and catalog.find(
-        text, rows.hashes[:count], rows.places[:count], rows.shapes[:count], ids
-    ):
+    if _missing(text, rows, catalog):
         _name(rows, body, catalog)
-    return Batch(ids, rows.timestamp[:count], rows.value[:count])
+    return _batch(rows)
 
 
 def _append(rows: lines.Rows, body: bytes, position: int, line: Line, seed: int) -> None:

@@ -52,6 +52,9 @@ REMEMBERED_CHARACTERS_MAX = 1_024
 
 INLINE_BYTES = 65_536
 """Bodies up to this size are read in the caller's thread."""
+PLAIN_INLINE_BYTES = 524_288
+"""The same of bodies with nothing but plain lines of known series: 0.3 ms for 10,000 of them, and one thread
+less that wakes and takes the GIL."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -88,6 +91,11 @@ class NamedSeries:
         is_compressed = encoding.endswith("gzip")
         if not is_compressed and len(request.body) <= INLINE_BYTES:
             return self._commit(self._decode(request, scale, is_compressed=False), request)
+        if not is_compressed and len(request.body) <= PLAIN_INLINE_BYTES:
+            self._engine.check_writable()
+            batch = line_protocol.decode_plain(request.body, scale, time.time_ns(), self._engine.catalog)
+            if batch is not None:
+                return self._commit(batch, request)
 
         def run() -> None:
             try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import urllib.parse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.jit import reference_lines
 from tests.server.clients import RsgiClient, request
 
 if TYPE_CHECKING:
+    from omendb.model import Batch
     from tests.server.clients import AsgiClient
     from tests.server.fake_engine import FakeEngine
 
@@ -70,6 +72,55 @@ def test_small_and_large_bodies(client: Client, engine: FakeEngine, size: int) -
 
     assert len(engine.points) == size
     assert engine.points[FIRST_ID + (size - 1) % 50, size - 1] == size - 0.5
+
+
+def test_a_large_body_of_known_series_needs_no_thread(
+    client: Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    careful = line_protocol.decode
+
+    def decode(*arguments: Any) -> Batch:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return careful(*arguments)
+
+    monkeypatch.setattr(line_protocol, "decode", decode)
+    body = b"".join(b"m,host=h%d f=%d.5 %d\n" % (n % 50, n, n) for n in range(3_000))
+
+    assert client.call("POST", "/write", body).status == 204
+    assert threads == ["omendb-decode"]
+    for known, in_thread in (
+        (body, 1),
+        (body + b"m,host=new f=1 1\n", 2),
+        (body + b"m,host=h1  f=7 9999\n", 3),
+    ):
+        assert client.call("POST", "/write", known).status == 204
+        assert threads == ["omendb-decode"] * in_thread
+
+    assert len(engine.points) == 3_002
+    assert engine.points[FIRST_ID + 1, 9_999] == 7.0
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"m f=1", b"m f=1 5\n", b"m,a=1 f=1,g=2 5\nm f=-2.5 6", b"m f=1\n" * 99]
+)
+def test_the_short_way_reads_the_same(body: bytes) -> None:
+    catalog = Catalog()
+    for scale in (1, 1_000):
+        expected = line_protocol.decode(body, scale, 7_777, catalog)
+        found = line_protocol.decode_plain(body, scale, 7_777, catalog)
+        assert found is not None
+        for name in ("series_id", "timestamp", "value"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+
+
+@pytest.mark.parametrize("body", [b"m f=1\nnew f=2", b"m f=1\nm  f=2", b"m f=x", b"m f=1 1.5"])
+def test_the_short_way_leaves_all_else_alone(body: bytes) -> None:
+    catalog = Catalog()
+    line_protocol.decode(b"m f=1", 1, 0, catalog)
+
+    assert line_protocol.decode_plain(body, 1, 0, catalog) is None
+    assert catalog.count == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", b"# nothing\n\r\n"])
