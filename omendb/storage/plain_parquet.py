@@ -49,6 +49,10 @@ _DATA_PAGE = 0
 _DICTIONARY_PAGE = 2
 _REQUIRED = 0
 _UNCOMPRESSED = 0
+_PIECE_BYTES = 1 << 21
+"""What is given to the disk at once. A sync of the log waits for what the disk has been given before it: in
+one piece, a segment made the inserts of that moment wait for all of it."""
+
 _VERSION = 2  # of the file: encodings and types of Parquet 2
 
 
@@ -58,7 +62,7 @@ def write_plain(file: WritableFile, rows: Columns, metadata: dict[str, str]) -> 
     Parameters
     ----------
     file : WritableFile
-        Empty; it is not synced.
+        Empty. The columns of a large one are synced piece by piece; what is left is for the caller.
     rows : Columns
         At least one, ascending by series.
     metadata : dict
@@ -76,7 +80,7 @@ def write_plain(file: WritableFile, rows: Columns, metadata: dict[str, str]) -> 
         _float_bounds(rows.value),
     )
     dictionary_head = _page_head(_DICTIONARY_PAGE, ids, (7, _STRUCT, _dictionary_fields(len(ids))))
-    columns = (
+    columns: tuple[tuple[bytes, int, int, Bytes, list[Bytes]], ...] = (
         (b"series_id", _INT64, _RLE_DICTIONARY, indices, [dictionary_head, ids]),
         (b"timestamp", _INT64, _PLAIN, rows.timestamp, []),
         (b"value", _DOUBLE, _PLAIN, rows.value, []),
@@ -96,7 +100,16 @@ def write_plain(file: WritableFile, rows: Columns, metadata: dict[str, str]) -> 
         offset += size
         total += size
     footer = _struct(_footer_fields(count, total, chunks, metadata))
-    file.write([*parts, footer, len(footer).to_bytes(4, "little"), _MAGIC])
+    parts += [footer, len(footer).to_bytes(4, "little"), _MAGIC]
+    if offset <= _PIECE_BYTES:
+        file.write(parts)
+        return
+    for part in parts:
+        view = memoryview(part).cast("B")  # type: ignore[arg-type]
+        for at in range(0, len(view), _PIECE_BYTES):
+            file.write([view[at : at + _PIECE_BYTES]])
+            if len(view) > _PIECE_BYTES:
+                file.sync()
 
 
 def _series_pages(series: NDArray[np.int64]) -> tuple[NDArray[np.int64], bytes]:
@@ -244,7 +257,8 @@ def _value(kind: int, value: Any) -> bytes:  # noqa: ANN401
     if kind in (_I32, _I64):
         return _varint(value << 1 if value >= 0 else (-value << 1) - 1)
     if kind == _BINARY:
-        return _varint(len(value)) + value
+        text: bytes = value
+        return _varint(len(text)) + text
     if kind == _STRUCT:
         return _struct(value)
     element, items = value

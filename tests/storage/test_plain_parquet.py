@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +118,30 @@ def test_the_same_bytes_as_arrow_but_for_the_series(tmp_path) -> None:
         return content[start : start + 2 * column.total_compressed_size]
 
     assert pages(ours) == pages(theirs)
+
+
+def test_a_large_file_goes_to_the_disk_in_pieces() -> None:
+    class Pieces:
+        def __init__(self) -> None:
+            self.sizes = [0]
+            self.written = bytearray()
+
+        def write(self, parts) -> None:
+            for part in parts:
+                self.written += part
+                self.sizes[-1] += len(part)
+
+        def sync(self) -> None:
+            self.sizes.append(0)
+
+    rows = made([400_000, 1], [1.5])
+    file: Any = Pieces()
+    write_plain(file, rows, FORMAT)
+
+    assert max(file.sizes) < 2_200_000
+    assert len(file.sizes) == 5
+    table = pq.read_table(io.BytesIO(bytes(file.written)), page_checksum_verification=True)
+    assert table["value"].to_numpy().tobytes() == rows.value.tobytes()
 
 
 def test_values_of_nothing_but_nan_have_no_bounds(tmp_path) -> None:
