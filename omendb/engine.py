@@ -595,6 +595,7 @@ class Engine:
             dropped = 0
             while (work := self._compactor.compact(everything=True)) is not None:
                 dropped += work
+            store.release_scratch()
             release_memory()
             after = space_state(store)
         seconds = time.monotonic() - started
@@ -799,6 +800,7 @@ class Engine:
             # Small memtables are not worth a flush: they are not what the memory went to.
             if store.snapshot.active.bytes > limit // 50:
                 self._committer.freeze()
+            store.release_scratch()
             release_memory()
 
     # Helpers.

@@ -36,6 +36,8 @@ FROZEN_MAX = 4
 
 _NUMBER = re.compile(r"\d+")
 _POLL_SECONDS = 0.1
+_IDLE_SECONDS = 3.0
+"""Without a flush for so long, the memory that is kept for the next one is given back."""
 _RETRY_SECONDS_MIN = 1.0
 _RETRY_SECONDS_MAX = 15.0
 
@@ -315,7 +317,8 @@ class Flusher:
         closing = self._lifecycle.closing
         retry = _Retry("flush", self._wanted)
         while True:
-            self._wanted.wait()
+            while not self._wanted.wait(_IDLE_SECONDS):
+                self._store.release_scratch()
             self._wanted.clear()
             while self._store.snapshot.frozen and not self._lifecycle.failed.is_set():
                 error = self._flush()

@@ -18,6 +18,7 @@ import numpy as np
 from omendb.jit import layout, merge
 from omendb.model import INT64_MAX, INT64_MIN, Columns
 from omendb.storage.decoded_cache import NO_READING
+from omendb.storage.reused import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -198,7 +199,11 @@ def with_cache(inputs: Sequence[Segment], cache: DecodedCache) -> list[Segment]:
 
 
 def merged(
-    inputs: Sequence[Segment], rows_max: int, start: int = INT64_MIN, end: int = INT64_MAX
+    inputs: Sequence[Segment],
+    rows_max: int,
+    start: int = INT64_MIN,
+    end: int = INT64_MAX,
+    scratch: Scratch | None = None,
 ) -> Iterator[Columns]:
     """Merge segments, newest wins, in pieces of at most `rows_max` rows.
 
@@ -209,11 +214,13 @@ def merged(
     rows_max : int
     start, end : int
         Only rows with timestamps in this range, both inclusive.
+    scratch : Scratch, optional
+        Gets the rows.
 
     Yields
     ------
     Columns
-        In order, without repeated keys; fresh arrays.
+        In order, without repeated keys; of use until the next ones are asked for.
 
     Raises
     ------
@@ -227,10 +234,8 @@ def merged(
     part = min(rows_max, MERGE_ROWS) if caches else rows_max
     nothing = np.empty(0, dtype=np.int64)
     resume, after_series, after_timestamp = False, 0, 0
+    series, timestamp, value = (Scratch() if scratch is None else scratch).columns(rows_max)
     while True:
-        series = np.empty(rows_max, dtype=np.int64)
-        timestamp = np.empty(rows_max, dtype=np.int64)
-        value = np.empty(rows_max, dtype=np.float64)
         count = 0
         status = layout.STATUS_FULL
         with caches[0].reading() if caches else NO_READING as reading:

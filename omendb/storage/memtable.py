@@ -16,6 +16,7 @@ import numpy as np
 
 from omendb.jit import blocks, layout
 from omendb.model import INT64_MAX, INT64_MIN
+from omendb.storage.reused import Spare
 from omendb.storage.source import Source
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from omendb.model import Batch
+    from omendb.storage.reused import Scratch
 
 # Measured from 32 to 1,024: larger blocks make late points slow (1,024: a quarter of the rows/s in random
 # order), smaller ones make exports slow and directories long.
@@ -43,6 +45,10 @@ class Memtable:
         Words of 8 bytes for rows that fit before the first growth, at least 16.
     block_rows : int, optional
         Rows of a full block, a power of two from 4 to 32,768.
+    spare : Spare, optional
+        Gets the arena when nobody reads this memtable any more.
+    arena : ndarray of int64, optional
+        From there, instead of a new one.
 
     Attributes
     ----------
@@ -65,6 +71,7 @@ class Memtable:
         "_counters",
         "_order",
         "_slots",
+        "_spare",
         "_table",
         "first_sequence",
         "frozen",
@@ -78,6 +85,8 @@ class Memtable:
         series_capacity: int = 1_024,
         arena_words: int = ARENA_WORDS_MIN,
         block_rows: int = BLOCK_ROWS,
+        spare: Spare | None = None,
+        arena: NDArray[np.int64] | None = None,
     ) -> None:
         assert series_capacity > 0
         assert series_capacity & (series_capacity - 1) == 0
@@ -91,7 +100,8 @@ class Memtable:
         # Twice as many entries as slots: linear probing then takes 1.5 probes on average when full.
         self._table = np.zeros(2 * series_capacity, np.int64)
         self._slots = _aligned(series_capacity * blocks.SLOT_WIDTH).reshape(-1, blocks.SLOT_WIDTH)
-        self._arena = _aligned(arena_words)
+        self._spare = Spare() if spare is None else spare
+        self._arena = _aligned(arena_words) if arena is None else arena
         self._counters = np.zeros(blocks.COUNTER_WIDTH, np.int64)
         self._counters[blocks.COUNTER_ARENA] = blocks.ARENA_FIRST
         self._counters[blocks.COUNTER_FIRST] = INT64_MAX
@@ -131,17 +141,30 @@ class Memtable:
         arena = int(self._counters[blocks.COUNTER_ARENA]) * self._arena.itemsize
         return self._table.nbytes + slots + arena + self._counters.nbytes + self._order.nbytes
 
+    def __del__(self) -> None:
+        # The last reference is gone, and with it everybody who could look into the arena.
+        arena = getattr(self, "_arena", None)
+        if arena is not None:
+            self._spare.put(arena)
+
+    @property
+    def spare(self) -> Spare:
+        """What its successors may begin with."""
+        return self._spare
+
     def successor(self) -> Memtable:
         """Return an empty memtable with room for as much as is in this one.
 
         Growth copies what is there, and touches new memory every time.
         """
-        words = int(self._counters[blocks.COUNTER_ARENA])
+        words = max(int(self._counters[blocks.COUNTER_ARENA]), ARENA_WORDS_MIN)
         return Memtable(
             series_capacity=len(self._slots),
             # Blocks of long series come in steps, and the next million rows are cut a little differently.
-            arena_words=words + words // 8 + ARENA_WORDS_MIN,
+            arena_words=words + words // 8,
             block_rows=int(self._counters[blocks.COUNTER_BLOCK_ROWS]),
+            spare=self._spare,
+            arena=self._spare.take(words),
         )
 
     def insert(self, batch: Batch, sequence: int, first_sequence: int | None = None) -> None:
@@ -204,6 +227,7 @@ class Memtable:
         end: int,
         rows_max: int,
         after: tuple[int, int] | None = None,
+        scratch: Scratch | None = None,
     ) -> Source | None:
         """Copy rows of a range, in ascending order of ``(series_id, timestamp)``.
 
@@ -217,6 +241,8 @@ class Memtable:
             At least 1. When more rows match, the first `rows_max` are copied and ``Source.cut`` is set.
         after : (int, int), optional
             Only rows strictly after this ``(series_id, timestamp)``: ``Source.last_key`` of the page before.
+        scratch : Scratch, optional
+            Gets the rows; else they have arrays of their own.
 
         Returns
         -------
@@ -262,14 +288,18 @@ class Memtable:
         if run_count < len(runs):
             # A copy where a view would keep much more than it shows.
             runs = runs[:run_count] if 4 * run_count >= len(runs) else runs[:run_count].copy()
-        timestamp = np.empty(rows, np.int64)
-        value = np.empty(rows, np.float64)
+        if scratch is None:
+            timestamp, value = np.empty(rows, np.int64), np.empty(rows, np.float64)
+        else:
+            _, timestamp, value = scratch.columns(rows)
         blocks.copy_rows(self._slots, self._arena, runs, timestamp, value, row)
         return Source(runs, timestamp, value, row, cut)
 
-    def export(self) -> Source:
-        """Copy all rows, for a flush; a source without rows when there are none."""
-        source = None if self.is_empty else self.read(None, INT64_MIN, INT64_MAX, self.rows)
+    def export(self, scratch: Scratch | None = None) -> Source:
+        """Copy all rows, for a flush; a source without rows when there are none. See `read`."""
+        source = None
+        if not self.is_empty:
+            source = self.read(None, INT64_MIN, INT64_MAX, self.rows, scratch=scratch)
         if source is None:
             runs = np.empty((0, layout.RUN_WIDTH), np.int64)
             return Source(runs, np.empty(0, np.int64), np.empty(0, np.float64))

@@ -29,6 +29,7 @@ from omendb.storage.format import WAL_NAMES_BYTES_MAX
 from omendb.storage.fs import DISK_FULL_ERRNOS, discard
 from omendb.storage.memtable import Memtable
 from omendb.storage.names import write_file
+from omendb.storage.reused import Scratch
 from omendb.storage.segment import IndexDamageError, Segment, open_segment
 from omendb.storage.segment_writer import write_index, write_segment
 from omendb.storage.snapshot import Snapshot
@@ -123,6 +124,8 @@ class Store:
         # Held through a compaction or a retrain, so that one runs at a time; taken before `_lock`.
         self._maintenance_lock = threading.Lock()
         self._closing = False
+        # Of the thread that flushes, and of who holds the maintenance lock.
+        self._flush_scratch, self._merge_scratch = Scratch(), Scratch()
         self._removed: list[tuple[weakref.ref[Any], int]] = []
 
     def mark_open(self) -> None:
@@ -222,7 +225,7 @@ class Store:
         if not frozen:
             return None
         memtable = frozen[0]
-        source = memtable.export()
+        source = memtable.export(self._flush_scratch)
         rows = Columns(source.series_column(), source.timestamp, source.value)
         sequences = (memtable.first_sequence, memtable.last_sequence)
         with self._names_filed() as catalog:
@@ -329,7 +332,9 @@ class Store:
             with self._kept_only_when_named(entries):
                 for start, end in ranges:
                     with self._noting_damage():
-                        for rows in compaction.merged(inputs, self._segment_rows_max, start, end):
+                        for rows in compaction.merged(
+                            inputs, self._segment_rows_max, start, end, self._merge_scratch
+                        ):
                             self._check_wanted()
                             entries += self._write([rows], chosen.sequences, compressed=compressed)
                 added = self._open(entries)
@@ -524,6 +529,12 @@ class Store:
         with self._maintenance_lock:
             self.wal.close()
             self._directory_lock.close()
+
+    def release_scratch(self) -> None:
+        """Give memory back that is kept for the next flush and the next merge; any thread."""
+        self._flush_scratch.release()
+        self._merge_scratch.release()
+        self.snapshot.active.spare.release()
 
     def _check_wanted(self) -> None:
         if self._closing:

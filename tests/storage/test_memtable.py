@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omendb.jit import layout
 from omendb.model import INT64_MAX, INT64_MIN, Batch, make_batch
 from omendb.storage.memtable import BLOCK_ROWS, Memtable
+from omendb.storage.reused import Scratch, Spare
 from omendb.storage.source import Source
 
 Point = tuple[int, int, float]
@@ -274,3 +275,62 @@ def test_it_starts_small_and_stays_small_for_many_series() -> None:
 
     assert memtable.rows == count
     assert memtable.bytes <= 300 * count  # 144 each, less than doubled by the arrays' growth
+
+
+def test_a_successor_begins_with_room_and_without_rows() -> None:
+    memtable = Memtable(block_rows=8)
+    batch = Batch(np.arange(3_000) % 700, np.arange(3_000), np.full(3_000, 0.5))
+    memtable.insert(batch, 1)
+
+    successor = memtable.successor()
+
+    assert successor.is_empty
+    assert successor.bytes < memtable.bytes
+    successor.insert(batch, 2)
+    assert rows_of(successor.export()) == rows_of(memtable.export())
+    assert successor.first_sequence == 2
+
+
+def test_memory_is_used_again_when_nobody_reads_it_any_more() -> None:
+    first = Memtable()
+    first.insert(Batch(np.zeros(5_000, np.int64), np.arange(5_000), np.full(5_000, 1.5)), 1)
+    second = first.successor()
+    reader, arena = first, first._arena
+    expected = rows_of(first.export())
+    del first
+    second.insert(Batch(np.zeros(5_000, np.int64), np.arange(5_000), np.full(5_000, 2.5)), 2)
+    third = second.successor()
+    assert third._arena is not arena
+    assert rows_of(reader.export()) == expected
+
+    del reader
+    fourth = third.successor()
+
+    assert fourth._arena is arena
+    # What is left of the others' rows is nobody's.
+    fourth.insert(Batch(np.ones(300, np.int64), np.arange(300), np.full(300, 3.5)), 3)
+    assert rows_of(fourth.export()) == [(1, time, 3.5) for time in range(300)]
+    assert len(rows_of(second.export())) == 5_000
+
+
+def test_an_arena_that_does_not_fit_is_not_taken() -> None:
+    spare = Spare()
+    assert spare.take(100) is None
+    for size, is_taken in ((99, False), (100, True), (400, True), (401, False)):
+        spare.put(np.empty(size, np.int64))
+        assert (spare.take(100) is not None) is is_taken
+        assert spare.take(100) is None
+    spare.put(np.empty(100, np.int64))
+    spare.release()
+    assert spare.take(100) is None
+
+
+def test_scratch_gives_the_same_arrays_again_until_it_is_released() -> None:
+    scratch = Scratch()
+    before = scratch.columns(50)
+    again = scratch.columns(30)
+    assert [len(column) for column in again] == [30, 30, 30]
+    assert all(np.shares_memory(a, b) for a, b in zip(before, again, strict=True))
+    assert not np.shares_memory(again[0], again[1])
+    for columns in (scratch.columns(51), (scratch.release(), scratch.columns(50))[1]):
+        assert not np.shares_memory(before[0], columns[0])
