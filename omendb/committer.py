@@ -200,7 +200,7 @@ class Committer:
         store = self._store
         if self._lifecycle.failed.is_set():
             raise WalFailedError(str(self._lifecycle.refusal()))
-        if int(batch.series_id.max()) >= FIRST_ID:
+        if int(batch.series_id.max()) >= max(FIRST_ID, store.catalog.next_id):
             self._check_named(batch)
         sequence = store.append(batch)
         if self._settings().sync_interval_ms:

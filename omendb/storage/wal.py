@@ -176,7 +176,8 @@ class Wal:
         """
         rows = len(batch.timestamp)
         assert 0 < rows <= format.WAL_ROWS_MAX, rows
-        one_series = rows > 1 and bool((batch.series_id == batch.series_id[0]).all())
+        ids = batch.series_id
+        one_series = rows > 1 and ids[0] == ids[-1] and bool((ids == ids[0]).all())
         series = batch.series_id[:1] if one_series else batch.series_id
         kind = format.RECORD_SERIES if one_series else format.RECORD_POINTS
         size = 8 * len(series) + 16 * rows
