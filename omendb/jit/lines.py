@@ -460,6 +460,13 @@ def _parse(
                     if field_size > 0:
                         entry, series_size = guess, size
                         credit = min(credit + 1, _CREDIT)
+                        # While numbers are parsed, the next key comes, and what leads to the one after it.
+                        following = (followers[guess] & _LOW_32) - 1 if guess < len(followers) else -1
+                        if 0 <= following < len(followers) and starts + 8 * (following + 2) <= starts_stop:
+                            prefetch(keys + load_i64(starts, following))
+                            beyond = followers[following] & _LOW_32
+                            prefetch(starts + 8 * beyond)
+                            prefetch(followers.ctypes.data + 8 * beyond)
             if entry >= 0:
                 field = line + series_size + 1 if row == first_row else at + 1
             else:
