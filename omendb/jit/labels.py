@@ -12,7 +12,7 @@ import numpy as np
 
 from omendb.jit._compile import inline_kernel, kernel, load_u8
 from omendb.jit.encode import address_of
-from omendb.jit.lines import hash_bytes, same_bytes, signed
+from omendb.jit.keys import hash_bytes, same_bytes, signed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

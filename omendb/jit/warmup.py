@@ -12,6 +12,7 @@ from omendb.jit import (
     blocks,
     encode,
     fold,
+    keys,
     labels,
     lines,
     merge,
@@ -44,6 +45,7 @@ _MODULES = (
     parse,
     records,
     pages,
+    keys,
     lines,
     labels,
 )

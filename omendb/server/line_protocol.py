@@ -17,6 +17,7 @@ import numpy as np
 
 from omendb.errors import InvalidRequestError, PayloadTooLargeError
 from omendb.jit import lines
+from omendb.jit.keys import hash_keys
 from omendb.model import INT64_MAX, INT64_MIN, Batch
 from omendb.series import canonical_key
 
@@ -205,7 +206,7 @@ def _append(rows: lines.Rows, body: bytes, position: int, line: Line, seed: int)
     for row in line.rows:
         key = body[series_at:series_stop] + b" " + body[position + row.field_at : position + row.field_stop]
         padded = np.frombuffer(key + bytes(8), np.uint8)
-        hashes, _ = lines.hash_keys(padded, seed, np.array([0, len(key)], np.int64))
+        hashes, _ = hash_keys(padded, seed, np.array([0, len(key)], np.int64))
         at = rows.count
         rows.ids[at] = -1
         rows.hashes[at] = hashes[0]

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from omendb.errors import CorruptionError, InvalidRequestError
-from omendb.jit import labels, lines
-from omendb.jit.lines import Keys
+from omendb.jit import keys as key_tables
+from omendb.jit import labels
+from omendb.jit.keys import Keys
 from omendb.series import (
     FIELD_LABEL,
     FIRST_ID,
@@ -97,8 +98,8 @@ class KeyTable:
         ids: NDArray[np.int64],
         first_id: int,
     ) -> int:
-        """Fill in the ids of rows whose key is here; see `omendb.jit.lines.find_series`."""
-        return lines.find_series(body, hashes, places, shapes, ids, self.view, first_id)
+        """Fill in the ids of rows whose key is here; see `omendb.jit.keys.find_series`."""
+        return key_tables.find_series(body, hashes, places, shapes, ids, self.view, first_id)
 
     def add(
         self,
@@ -135,12 +136,12 @@ class KeyTable:
             view.ids[self.count : count] = ids
         if 2 * count > len(view.table):
             table = np.zeros(_power_above(2 * count), np.int64)
-            old, _ = lines.hash_keys(view.keys, self._seed, view.starts[: self.count + 1])
-            lines.add_to_table(table, old, 0)
+            old, _ = key_tables.hash_keys(view.keys, self._seed, view.starts[: self.count + 1])
+            key_tables.add_to_table(table, old, 0)
             view = view._replace(table=table)
         if view is not self.view:
             self.view = view
-        lines.add_to_table(view.table, hashes, self.count)
+        key_tables.add_to_table(view.table, hashes, self.count)
         self.count, self.keys_bytes = count, size
 
 
@@ -277,7 +278,7 @@ class Catalog:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         body = np.frombuffer(text + bytes(_PADDING_BYTES), np.uint8)
         starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
-        hashes, shapes = lines.hash_keys(body, self.seed, starts)
+        hashes, shapes = key_tables.hash_keys(body, self.seed, starts)
         ids = np.full(len(lengths), -1, np.int64)
         table.find(body, hashes, starts[:-1], shapes, ids, first_id)
         return ids, hashes
@@ -342,7 +343,7 @@ class Catalog:
                 keys = names.keys[starts[known] :]
                 padded = np.concatenate((keys, np.zeros(_PADDING_BYTES, np.uint8)))
                 try:
-                    hashes, _ = lines.hash_keys(padded, self.seed, starts[known:] - starts[known])
+                    hashes, _ = key_tables.hash_keys(padded, self.seed, starts[known:] - starts[known])
                 except ValueError as error:
                     raise CorruptionError(path, 0, f"a name cannot be read: {error}") from error
                 self._names.add(keys, names.lengths[known:], hashes)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omendb.jit import keys as key_tables
 from omendb.jit import lines
 from omendb.jit._compile import JIT_DISABLED
 from tests.jit import reference_lines
@@ -110,7 +111,7 @@ def guarded(body: bytes) -> NDArray[np.uint8]:
     return array
 
 
-NOTHING_KNOWN = lines.Keys(
+NOTHING_KNOWN = key_tables.Keys(
     np.zeros(8, np.uint8), np.zeros(1, np.int64), np.zeros(2, np.int64), *(np.empty(0, np.int64),) * 2
 )
 
@@ -146,7 +147,7 @@ def parse(body: bytes, scale: int, room: int = 1) -> tuple[list[reference_lines.
         field = body[field_at : field_at + (shape & 0xFFFF)]
         found.append(reference_lines.Row(series, field, int(rows.timestamp[row]), float(rows.value[row])))
         key = np.frombuffer(series + b" " + field + bytes(8), np.uint8)
-        hashes, _ = lines.hash_keys(key, SEED, np.array([0, len(series) + 1 + len(field)]))
+        hashes, _ = key_tables.hash_keys(key, SEED, np.array([0, len(series) + 1 + len(field)]))
         assert hashes[0] == rows.hashes[row]
     return found, given_up
 
@@ -208,14 +209,14 @@ class Table:
     def __init__(self, keys: list[bytes], size: int) -> None:
         self.keys = np.frombuffer(b"".join(keys) + bytes(8), np.uint8)
         self.starts = np.concatenate(([0], np.cumsum([len(key) for key in keys]))).astype(np.int64)
-        self.hashes, self.shapes = lines.hash_keys(self.keys, SEED, self.starts)
+        self.hashes, self.shapes = key_tables.hash_keys(self.keys, SEED, self.starts)
         self.table = np.zeros(size, np.int64)
         self.followers = np.zeros(len(keys), np.int64)
-        lines.add_to_table(self.table, self.hashes, 0)
+        key_tables.add_to_table(self.table, self.hashes, 0)
 
-    def known(self, ids: list[int] | None = None) -> lines.Keys:
+    def known(self, ids: list[int] | None = None) -> key_tables.Keys:
         followers = np.empty(0, np.int64) if ids else self.followers
-        return lines.Keys(self.keys, self.starts, self.table, np.array(ids or [], np.int64), followers)
+        return key_tables.Keys(self.keys, self.starts, self.table, np.array(ids or [], np.int64), followers)
 
     def find(self, body: bytes, given: list[int] | None = None, credit: int = 0) -> list[int]:
         array = guarded(body)
@@ -226,7 +227,7 @@ class Table:
         count = rows.count
         assert rows.missing == int((rows.ids[:count] < 0).sum())
         columns = (rows.hashes[:count], rows.places[:count], rows.shapes[:count], rows.ids[:count])
-        missing = lines.find_series(array, *columns, self.known(given), 1000)
+        missing = key_tables.find_series(array, *columns, self.known(given), 1000)
         assert missing == int((rows.ids[:count] < 0).sum())
         return rows.ids[:count].tolist()
 
@@ -355,7 +356,7 @@ def test_equal_hashes_do_not_make_equal_keys() -> None:
     table = Table([b"a x", b"b x", b"c x"], 8)
     # As if all had the hash of the second.
     table.table[:] = 0
-    lines.add_to_table(table.table, np.full(3, table.hashes[1]), 0)
+    key_tables.add_to_table(table.table, np.full(3, table.hashes[1]), 0)
 
     assert table.find(b"b x=1 1\nb x=2 2\n") == [1001, 1001]
     assert table.find(b"d x=1 1\nb y=2 2\n") == [-1, -1]
@@ -383,4 +384,4 @@ def test_what_has_no_field_is_no_key(key: bytes) -> None:
     keys = np.frombuffer(key + b"a next" + bytes(8), np.uint8)
 
     with pytest.raises(ValueError, match="key 0"):
-        lines.hash_keys(keys, SEED, np.array([0, len(key), len(key) + 6]))
+        key_tables.hash_keys(keys, SEED, np.array([0, len(key), len(key) + 6]))
