@@ -19,6 +19,11 @@ in granian's thread, inserts answered in the loop          26,600        30,400
 in granian's thread, inserts answered by the committer     26,600        34,200
 ====================================================  ===========  ============
 
+The network has one thread, of tokio's runtime for many: the runtime for one is woken by a system call for
+every answer, this one only when it sleeps. It runs as batch work
+(`omendb.server.process.starting_batch_threads`). A second thread that begins requests makes everything
+slower, because both need the GIL.
+
 `Server.serve` takes the function that starts its worker, and `RSGIWorker` and `CallbackScheduler` are what
 its own functions use; they may change with a minor version, which is why the package pins granian's.
 """
@@ -34,6 +39,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.embed import Server
 
+from omendb.server.process import be_interactive, starting_batch_threads
 from omendb.server.rsgi import Exchange
 
 if TYPE_CHECKING:
@@ -165,7 +171,8 @@ class HttpServer:
             *tls,
             (None, None),
         )
-        worker.serve_async(_scheduler(bound), _Callbacks(loop), stop_signal)
+        with starting_batch_threads():
+            worker.serve_mtr(_scheduler(bound), _Callbacks(loop), stop_signal)
         try:
             await stopped
         finally:
@@ -175,8 +182,13 @@ class HttpServer:
 
 def _scheduler(bound: Bound) -> Any:  # noqa: ANN401
     """Return what granian calls, in a thread of its own, with each request."""
+    is_new = True
 
     def begin(watcher: Any) -> None:  # noqa: ANN401
+        nonlocal is_new
+        if is_new:  # this thread was started as batch work, too
+            is_new = False
+            be_interactive()
         Exchange(bound, watcher.scope, watcher.proto).begin()
 
     scheduler = _Scheduler(bound.loop, None, None, None, None)

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
+import os
 import signal
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -85,3 +88,31 @@ def test_pieces_of_answers_are_no_maps_of_their_own_and_larger_blocks_are() -> N
     done = subprocess.run([sys.executable, "-c", COUNT_MAPPED], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["1", "0", "1"]
+
+
+def test_threads_are_batch_work_until_they_say_otherwise() -> None:
+    found: list[int] = []
+
+    def run() -> None:
+        found.append(os.sched_getscheduler(0))
+        process.be_interactive()
+        found.append(os.sched_getscheduler(0))
+
+    before = os.sched_getscheduler(0)
+    with process.starting_batch_threads():
+        thread = threading.Thread(target=run)
+        thread.start()
+    thread.join()
+
+    assert found == [os.SCHED_BATCH, os.SCHED_OTHER]
+    assert os.sched_getscheduler(0) == before
+
+
+def test_a_sandbox_may_forbid_it(monkeypatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+
+    with process.starting_batch_threads():
+        pass
