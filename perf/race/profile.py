@@ -1,8 +1,9 @@
 """Where OmenDB's time goes in each workload of the race: `make race-profile`.
 
-Runs a workload against a loaded server and samples the server twice: its CPU time by native function with
-Linux' perf, and its Python functions with py-spy, the time of kernels and of C counted for the Python
-function that calls them. Compiled kernels have no names for perf; the second table says which they are.
+Runs a workload against a loaded server, reads what the kernel knows of its threads, and samples the server
+twice: its CPU time by native function with Linux' perf, and its Python functions with py-spy, the time of
+kernels and of C counted for the Python function that calls them. Compiled kernels have no names for perf; the
+last table says which they are.
 
     python -m perf.race.profile --workload range_100 --workload bulk
 """
@@ -10,6 +11,8 @@ function that calls them. Compiled kernels have no names for perf; the second ta
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from perf.race import load
@@ -169,6 +173,87 @@ def sample_symbols(pid: int, seconds: float, file: Path) -> Counter[str]:
     return times
 
 
+@dataclass(frozen=True)
+class ThreadTime:
+    """What a thread did, of a second.
+
+    Attributes
+    ----------
+    runs, waits : float
+        On a processor; ready to run, and waiting for one.
+    user : float
+        The part of `runs` outside of the kernel.
+    sleeps, stopped : float
+        How often it went to sleep by itself; how often another one took the processor from it.
+    """
+
+    name: str
+    runs: float
+    waits: float
+    user: float
+    sleeps: float
+    stopped: float
+
+
+def sample_threads(pid: int, seconds: float, names: dict[int, str]) -> list[ThreadTime]:
+    """Return what the threads did in the next seconds; those that use a hundredth of a core or more."""
+    before = {tid: _thread_figures(pid, tid) for tid in _threads(pid)}
+    time.sleep(seconds)
+    found = []
+    for tid in _threads(pid):
+        if tid not in before:
+            continue
+        comm, *figures = _thread_figures(pid, tid)
+        runs, waits, user, sleeps, stopped = (
+            (new - old) / seconds for new, old in zip(figures, before[tid][1:], strict=True)
+        )
+        if runs >= 0.01:
+            name = names.get(tid) or (comm if comm.startswith("tokio") else "answers (granian's)")
+            found.append(ThreadTime(name, runs, waits, min(user, runs), sleeps, stopped))
+    return sorted(found, key=lambda thread: -thread.runs)
+
+
+def _threads(pid: int) -> list[int]:
+    return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def _thread_figures(pid: int, tid: int) -> tuple[str, float, float, float, float, float]:
+    place = Path(f"/proc/{pid}/task/{tid}")
+    try:
+        runs, waits, _ = (place / "schedstat").read_text().split()
+        stat = (place / "stat").read_text().rpartition(")")[2].split()
+        status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+    except OSError:  # it has ended
+        return "", 0.0, 0.0, 0.0, 0.0, 0.0
+    user = int(stat[11]) / os.sysconf("SC_CLK_TCK")
+    switches = [float(status[f"{kind}_ctxt_switches"]) for kind in ("voluntary", "nonvoluntary")]
+    return status["Name"].strip(), int(runs) / 1e9, int(waits) / 1e9, user, switches[0], switches[1]
+
+
+def python_threads(pid: int) -> dict[int, str]:
+    """Return the names of Python's threads by their numbers."""
+    command = [str(Path(sys.executable).with_name("py-spy")), "dump", "--json", "--pid", str(pid)]
+    return {
+        int(thread["os_thread_id"]): str(thread["thread_name"] or "")
+        for thread in json.loads(_run("py-spy", command, 10))
+        if thread.get("os_thread_id") is not None
+    }
+
+
+def thread_table(threads: list[ThreadTime]) -> str:
+    """Return what the threads did as Markdown."""
+    lines = [
+        "| thread | runs, cores | of it in user mode | waits for a core | sleeps/s | stopped/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {thread.name} | {thread.runs:.2f} | {thread.user:.2f} | {thread.waits:.2f} "
+        f"| {thread.sleeps:,.0f} | {thread.stopped:,.0f} |"
+        for thread in threads
+    ]
+    return "\n".join(lines)
+
+
 def _run(name: str, command: list[str], seconds: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 120, check=False)
@@ -194,8 +279,10 @@ def table(title: str, times: Counter[str], rows: int) -> str:
     return "\n".join(lines)
 
 
-def profile(name: str, dataset: Dataset, seconds: float, root: Path) -> tuple[Counter[str], Counter[str]]:
-    """Profile one workload on a server of its own: native functions, then Python's."""
+def profile(
+    name: str, dataset: Dataset, seconds: float, root: Path
+) -> tuple[list[ThreadTime], Counter[str], Counter[str]]:
+    """Profile one workload on a server of its own: threads, native functions, then Python's."""
     directory = root / name
     directory.mkdir()
     server = OmenDB(directory)
@@ -204,12 +291,13 @@ def profile(name: str, dataset: Dataset, seconds: float, root: Path) -> tuple[Co
         if name not in ("single", "bulk"):
             server.load(dataset)
             server.settle()
-        workload = Workload(name, server, dataset, 2 * seconds + 5, root)
+        workload = Workload(name, server, dataset, 3 * seconds + 6, root)
         failures: list[BaseException] = []
         runner = threading.Thread(target=_keep_failure(workload.run, failures))
         runner.start()
         try:
             time.sleep(1)
+            threads = sample_threads(server.pid, seconds / 2, python_threads(server.pid))
             symbols = sample_symbols(server.pid, seconds, root / f"{name}.perf")
             functions = sample_functions(server.pid, seconds, root / f"{name}.spy")
         finally:
@@ -217,7 +305,7 @@ def profile(name: str, dataset: Dataset, seconds: float, root: Path) -> tuple[Co
             runner.join()
         if failures:
             raise failures[0]
-        return symbols, functions
+        return threads, symbols, functions
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
@@ -257,8 +345,9 @@ def main() -> None:
         for name in options.workload or WORKLOADS:
             say(name)
             try:
-                symbols, functions = profile(name, dataset, options.seconds, root)
-                parts.append(f"`{name}`\n\n{table('CPU time by native function', symbols, options.rows)}")
+                threads, symbols, functions = profile(name, dataset, options.seconds, root)
+                parts.append(f"`{name}`\n\n{thread_table(threads)}")
+                parts.append(table("CPU time by native function", symbols, options.rows))
                 parts.append(
                     table("Python functions, with what they call in C and kernels", functions, options.rows)
                 )
