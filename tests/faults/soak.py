@@ -34,6 +34,7 @@ def main() -> int:
     for name in parts:
         started = time.monotonic()
         part = importlib.import_module(f"tests.faults.{name}")
+        logging.disable(logging.NOTSET)  # a part before may have switched it off for its own sake
         counts = part.soak(options.seed, 60 * options.minutes / len(parts))
         print(f"{name}: {time.monotonic() - started:.0f} s, {json.dumps(counts)}", flush=True)
     print("nothing lost, nothing wrong")
