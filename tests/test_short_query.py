@@ -124,3 +124,68 @@ def test_damage_is_an_error_and_never_a_value(tmp_path) -> None:
         for query in (make_range_query(series_id=1), make_window_query(10, series_id=1)):
             with pytest.raises(CorruptionError, match=file.name):
                 db.answer_short(query, columns=True)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_short_query_of_rows_that_were_never_read_is_answered_at_once(tmp_path, compressed) -> None:
+    """Its ends are proven on the way: else every reader would wait in a queue right after a merge."""
+    count = 5 * short_query.SHORT_ROWS
+    rng = np.random.default_rng(5)
+    times = np.cumsum(rng.integers(1, 9, count))
+    with omendb.open(tmp_path / "db", max_error=4, enable_compression=compressed) as db:
+        for part in np.array_split(np.arange(count), 3):
+            db.insert(1, times[part], part % 100)
+            db.flush()
+        db.gc()
+    for at in (0, 7, count // 2, count - 1_000):
+        first, last = int(times[at]), int(times[at + 999])
+        with omendb.open(tmp_path / "db") as db:
+            rows = db.answer_short(make_range_query(first, last, 1), columns=False)
+            assert rows is not None
+            assert rows.rows == 1_000
+        with omendb.open(tmp_path / "db") as db:
+            window = make_window_query(last + 1, ("count", "sum"), first, last, 1)
+            windows = db.answer_short(window, columns=False)
+            assert windows is not None
+            total = float((np.arange(at, at + 1_000) % 100).sum())
+            assert bytes(windows.text) == b'{"series_id":1,"timestamp":%d,"count":1000,"sum":%.1f}' % (
+                window.origin,
+                total,
+            )
+
+
+def test_damaged_timestamps_of_a_long_run_are_an_error_or_left_to_a_scan(tmp_path) -> None:
+    """The estimate that lets rows be looked at which were never read is believed only when they prove it."""
+    count = 3 * short_query.SHORT_ROWS
+    rng = np.random.default_rng(6)
+    times = np.cumsum(rng.integers(1, 9, count))
+    with omendb.open(tmp_path / "db", max_error=4) as db:
+        db.insert(1, times, np.arange(count))
+        db.flush()
+    (file,) = (tmp_path / "db" / "data").glob("*.parquet")
+    whole = file.read_bytes()
+    begin = whole.find(times[:4].astype("<i8").tobytes())
+    assert begin >= 0
+    outcomes = dict.fromkeys(("right", "error", "left"), 0)
+    for _ in range(60):
+        data = bytearray(whole)
+        block = int(rng.integers(0, count - 2_000))
+        for row in range(block, block + int(rng.integers(1, 2_000))):
+            data[begin + 8 * row + int(rng.integers(0, 8))] ^= int(rng.integers(1, 256))
+        file.write_bytes(data)
+        at = int(np.clip(block + rng.integers(-1_000, 2_500), 0, count - 1_000))
+        query = make_range_query(int(times[at]), int(times[at + 999]), 1)
+        with omendb.open(tmp_path / "db") as db:
+            try:
+                answer = db.answer_short(query, columns=False)
+            except CorruptionError:
+                outcomes["error"] += 1
+                continue
+            outcomes["left" if answer is None else "right"] += 1
+            if answer is not None:
+                assert answer.rows == 1_000
+                assert bytes(answer.text).startswith(
+                    b'{"series_id":1,"timestamp":%d,"value":%d.0}' % (times[at], at)
+                )
+    assert outcomes["error"], outcomes
+    assert outcomes["right"], outcomes

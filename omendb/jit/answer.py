@@ -24,7 +24,14 @@ from omendb.jit.encode import (
     window_bytes_max,
     write_records,
 )
-from omendb.jit.merge import SCRATCH_ROWS, WORK_WIDTH, borrowed, bound_borrowed
+from omendb.jit.merge import (
+    CHECK_NONE,
+    CHECK_WIDEN,
+    SCRATCH_ROWS,
+    WORK_WIDTH,
+    borrowed,
+    bound_borrowed,
+)
 from omendb.jit.merge import scan_borrowed as scan_rows_borrowed
 from omendb.jit.window import scan_borrowed as scan_windows_borrowed
 
@@ -32,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STATUS_LARGE = 3
-"""More rows are touched than the workspace holds: nothing was done."""
+"""More rows are touched than the workspace holds."""
 
 # Columns of a workspace.
 _INTEGERS = ("series_id", "timestamp", "count")
@@ -198,6 +205,11 @@ def answer_rows(
         As for `omendb.jit.merge.scan_rows`; the status may be `STATUS_LARGE`.
     size : int
         Bytes of text, when the status is ``STATUS_DONE`` or ``STATUS_FULL``.
+
+    Notes
+    -----
+    Over rows that were never read before no bound is proven, and whole runs count. An estimate says whether
+    the query is short nevertheless; then the scan asks for the rows whose checksums prove or refute it.
     """
     capacity = room[ROOM_CAPACITY]
     out = room[ROOM_OUT]
@@ -213,10 +225,27 @@ def answer_rows(
         after_timestamp,
         resume,
         capacity,
+        CHECK_WIDEN,
     )
     size = min(bound, limit)
-    if size > capacity:
-        return 0, STATUS_LARGE, 0, 0, 0, 0
+    unproven = size > capacity
+    if unproven:
+        bound = bound_borrowed(
+            borrowed(sources),
+            borrowed(work),
+            borrowed(series),
+            every_series,
+            start,
+            end,
+            after_series,
+            after_timestamp,
+            resume,
+            capacity,
+            CHECK_NONE,
+        )
+        if bound > capacity:
+            return 0, STATUS_LARGE, 0, 0, 0, 0
+        size = capacity
     if size == 0:
         return 0, layout.STATUS_DONE, 0, 0, 0, write_answer(borrowed(fields), columns, 0, out) - out
     written, status, source_index, row_start, row_stop = scan_rows_borrowed(
@@ -236,6 +265,8 @@ def answer_rows(
     work[0, 0] = 0  # what is used below here is not freed above
     if status == layout.STATUS_VERIFY:
         return 0, status, source_index, row_start, row_stop, 0
+    if unproven and status == layout.STATUS_FULL:  # refuted: these are not all the rows
+        return 0, STATUS_LARGE, 0, 0, 0, 0
     return written, status, 0, 0, 0, write_answer(borrowed(fields), columns, written, out) - out
 
 
@@ -279,10 +310,36 @@ def answer_windows(
     out = room[ROOM_OUT]
     work = np.empty((WORK_WIDTH, len(sources) + 1), np.int64)
     bound = bound_borrowed(
-        borrowed(sources), borrowed(work), borrowed(series), every_series, start, end, 0, 0, False, capacity
+        borrowed(sources),
+        borrowed(work),
+        borrowed(series),
+        every_series,
+        start,
+        end,
+        0,
+        0,
+        False,
+        capacity,
+        CHECK_WIDEN,
     )
-    if bound > capacity:
-        return 0, STATUS_LARGE, 0, 0, 0, 0
+    unproven = bound > capacity
+    if unproven:  # as in `answer_rows`
+        bound = bound_borrowed(
+            borrowed(sources),
+            borrowed(work),
+            borrowed(series),
+            every_series,
+            start,
+            end,
+            0,
+            0,
+            False,
+            capacity,
+            CHECK_NONE,
+        )
+        if bound > capacity:
+            return 0, STATUS_LARGE, 0, 0, 0, 0
+        bound = capacity
     size = min(bound, limit)
     if size == 0:
         return 0, layout.STATUS_DONE, 0, 0, 0, write_answer(borrowed(fields), columns, 0, out) - out
@@ -327,6 +384,8 @@ def answer_windows(
     scratch_value[0] = 0.0
     if status == layout.STATUS_VERIFY:
         return 0, status, source_index, row_start, row_stop, 0
+    if unproven and status == layout.STATUS_FULL and size < limit:
+        return 0, STATUS_LARGE, 0, 0, 0, 0
     mean = floats_at(floats + 48 * capacity, size)
     for index in range(written):
         mean[index] = total[index] / count[index]

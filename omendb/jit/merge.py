@@ -55,9 +55,10 @@ WORK_WIDTH = 13
 GROUP_CURSORS = 32
 
 # What `find_ranges` verifies.
-CHECK_WIDEN = 0  # nothing: an end that no verified rows prove is moved to the end of the run
-CHECK_EDGES = 1  # the rows next to both ends of a range
-CHECK_ALL = 2  # all its rows
+CHECK_NONE = 0  # nothing: an end may be wrong where no verified rows prove it
+CHECK_WIDEN = 1  # nothing: an end that no verified rows prove is moved to the end of the run
+CHECK_EDGES = 2  # the rows next to both ends of a range
+CHECK_ALL = 3  # all its rows
 
 # What `merge_step` returns.
 STEP_DONE = 0  # no rows left
@@ -402,6 +403,7 @@ def bound_rows(
         after_timestamp,
         resume,
         limit,
+        CHECK_WIDEN,
     )
     work[0, 0] = 0  # what is used below here is not freed above
     return bound
@@ -419,8 +421,12 @@ def bound_borrowed(
     after_timestamp: int,
     resume: bool,
     limit: int,
+    check: int,
 ) -> int:
-    """Do `bound_rows` with borrowed arrays and a workspace."""
+    """Do `bound_rows` with borrowed arrays and a workspace.
+
+    With ``CHECK_NONE`` instead of ``CHECK_WIDEN`` it is an estimate: right where nothing is damaged.
+    """
     live, position = open_cursors(sources, work, series, every_series, start, end, after_series, resume)
     total = 0
     hit_count = 0
@@ -435,7 +441,7 @@ def bound_borrowed(
             if after_timestamp >= end:
                 continue
             low = max(start, after_timestamp + 1)
-        count, _, _, _ = find_ranges(sources, work, hit_count, low, end, ROWS_UNLIMITED, CHECK_WIDEN)
+        count, _, _, _ = find_ranges(sources, work, hit_count, low, end, ROWS_UNLIMITED, check)
         for index in range(count):
             total += work[RANGE_STOP, index] - work[RANGE_START, index]
     return total
@@ -639,7 +645,7 @@ def find_ranges(
     rows_max : int
         Longer ranges are cut to their first `rows_max` rows, ``rows_max >= 1``.
     check : int
-        ``CHECK_WIDEN``, ``CHECK_EDGES`` or ``CHECK_ALL``.
+        ``CHECK_NONE``, ``CHECK_WIDEN``, ``CHECK_EDGES`` or ``CHECK_ALL``.
 
     Returns
     -------
@@ -666,7 +672,7 @@ def find_ranges(
             low = seek_row(sources, source_index, run, start)
         if run_last > end:  # so end + 1 does not overflow
             high = seek_row(sources, source_index, run, end + 1)
-        if check != CHECK_WIDEN and sources[source_index, layout.ON_DEMAND] != 0:
+        if check >= CHECK_EDGES and sources[source_index, layout.ON_DEMAND] != 0:
             row_start, row_stop = missing_edge(sources, source_index, run, low, high, start, end)
             if row_stop > row_start:
                 return 0, source_index, row_start, row_stop
@@ -679,7 +685,7 @@ def find_ranges(
             check_start = max(low - 1, run_start)
         if run_last > end and not cut:
             check_stop = min(high + 1, run_stop)
-        if sources[source_index, layout.VERIFIED] != 0:
+        if check != CHECK_NONE and sources[source_index, layout.VERIFIED] != 0:
             if check == CHECK_WIDEN:
                 if run_first < start and not row_proven(sources, source_index, run, low, start):
                     low = run_start
