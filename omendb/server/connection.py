@@ -17,6 +17,7 @@ import os
 import socket
 import stat
 import struct
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 
@@ -34,6 +35,10 @@ _WAIT_SECONDS_MAX = 0.05
 _TCP_INFO_BYTES = 256
 _OPEN_STATES = (b"\x01", b"\x08")  # tcpi_state: established, or closed by the client for sending only
 _BYTES_ACKED_OFFSET = 120  # struct tcp_info of linux/tcp.h: tcpi_bytes_acked, since Linux 4.1
+
+
+Address = tuple[bytes, int]
+"""One end of a connection: an IP address, as `pack` gives it, and a port."""
 
 
 class Connection:
@@ -87,10 +92,16 @@ def find(client: str, server: str) -> Connection | None:
     Returns
     -------
     Connection or None
+
+    Notes
+    -----
+    A server that listens on all addresses is given as ``"0.0.0.0:3000"`` or ``"[::]:3000"``, whichever of
+    them the client has called: then the port must do.
     """
     remote, local = parse_address(client), parse_address(server)
     if remote is None or local is None:
         return None
+    on_any = not any(local[0])
     for entry in Path("/proc/self/fd").iterdir():
         number = int(entry.name)
         try:
@@ -102,12 +113,29 @@ def find(client: str, server: str) -> Connection | None:
         except OSError:
             continue
         try:
-            if handle.getpeername()[:2] == remote and handle.getsockname()[:2] == local:
+            if _is_between(handle, remote, local, on_any=on_any):
                 return Connection(handle)
-        except (OSError, TypeError):
+        except OSError:  # listening, or gone
             pass
         handle.close()
     return None
+
+
+def has_left(client: str, server: str) -> bool:
+    """Whether there is no connection between two addresses any more (about 2 us an open file).
+
+    Parameters
+    ----------
+    client, server : str
+        As for `find`. Of addresses that it cannot take apart this is False.
+    """
+    if parse_address(client) is None or parse_address(server) is None:
+        return False
+    connection = find(client, server)
+    if connection is None:
+        return True
+    connection.close()
+    return False
 
 
 class Pacer:
@@ -161,9 +189,36 @@ class Pacer:
             wait = min(2 * wait, _WAIT_SECONDS_MAX)
 
 
-def parse_address(text: str) -> tuple[str, int] | None:
+def _is_between(handle: socket.socket, remote: Address, local: Address, *, on_any: bool) -> bool:
+    own = handle.getsockname()
+    if not isinstance(own, tuple) or own[1:2] != (local[1],):
+        return False
+    host, port = handle.getpeername()[:2]
+    return port == remote[1] and pack(host) == remote[0] and (on_any or pack(own[0]) == local[0])
+
+
+def parse_address(text: str) -> Address | None:
     """Take an address apart as RSGI gives it; None when it is none of a TCP connection."""
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not port.isdigit():
         return None
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    try:
+        return pack(host.removeprefix("[").removesuffix("]")), int(port)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4_096)
+def pack(host: str) -> bytes:
+    """Return the bytes of an IP address: 4 also of an IPv4 client of a socket that listens on both, or 16.
+
+    Raises
+    ------
+    OSError
+        When it is none.
+    """
+    host = host.partition("%")[0]
+    if ":" not in host:
+        return socket.inet_pton(socket.AF_INET, host)
+    packed = socket.inet_pton(socket.AF_INET6, host)
+    return packed[12:] if packed[:12] == b"\0" * 10 + b"\xff\xff" else packed

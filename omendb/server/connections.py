@@ -4,7 +4,8 @@ The HTTP server takes connections by itself and tells of none until it brings a 
 asked for its connection: one that is known passes (a look into a dictionary); a new one is counted in when
 there is room, and refused with 503 when there is none. Who left is found out when the room is used up, by
 looking at the sockets of this process. Connections that have never sent anything are found by a thread
-that looks four times a second while there could be too many; beyond the limit they are closed.
+that looks four times a second while there could be too many; it closes those beyond the limit that it sees
+twice.
 
 Thread safety: everything may be called from any thread.
 """
@@ -16,11 +17,10 @@ import os
 import socket
 import threading
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omendb.server.connection import parse_address
+from omendb.server.connection import Address, pack, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +39,6 @@ _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 )
 
-_Key = tuple[bytes, int]  # a client's address, packed, and its port
-
 
 class Connections:
     """Counts the connections of one server.
@@ -57,9 +55,9 @@ class Connections:
         self._limit = limit
         self._refused = refused
         self._lock = threading.Lock()  # protects what follows; a leaf
-        self._counted: dict[_Key, None] = {}
+        self._counted: dict[Address, None] = {}
         self._seen: dict[
-            str, _Key
+            str, Address
         ] = {}  # the counted ones that sent a request, as the HTTP server calls them
         self._look_at = 0.0
         self._port = 0
@@ -94,10 +92,9 @@ class Connections:
         self._closed.set()
 
     def _count_in(self, client: str) -> bool:
-        address = parse_address(client)
-        if address is None:  # a UNIX socket, or a server that does not tell
+        key = parse_address(client)
+        if key is None:  # a UNIX socket, or a server that does not tell
             return True
-        key = _key(*address)
         with self._lock:
             if key not in self._counted:
                 if len(self._counted) >= self._limit() and self._port and time.monotonic() >= self._look_at:
@@ -110,17 +107,21 @@ class Connections:
             return True
 
     def _run(self) -> None:
+        seen_before: set[tuple[int, Address]] = set()
         while not self._closed.wait(max(LOOK_SECONDS, self._look_at - time.monotonic())):
             # Whoever is there before it gets crowded must be known by then: that is why half of it.
             with contextlib.suppress(OSError):  # without a file descriptor to look with: the next time
                 if _open_files() <= self._limit() // 2:
+                    seen_before = set()
                     continue
                 with self._lock:
-                    surplus = self._look()
-                for number, key in surplus:
+                    surplus = set(self._look())
+                # Who has just come may be a probe that is about to be answered.
+                for number, key in surplus & seen_before:
                     self._refuse(number, key)
+                seen_before = surplus
 
-    def _look(self, but: _Key | None = None) -> list[tuple[int, _Key]]:
+    def _look(self, but: Address | None = None) -> list[tuple[int, Address]]:
         """Forget who left, count in who has sent nothing yet; return whom there is no room for.
 
         The lock is held. `but` is a connection that is about to be counted in by itself.
@@ -130,7 +131,7 @@ class Connections:
         self._counted = {key: None for key in self._counted if key in there}
         self._seen = {client: key for client, key in self._seen.items() if key in self._counted}
         limit = self._limit()
-        surplus: list[tuple[int, _Key]] = []
+        surplus: list[tuple[int, Address]] = []
         for key, number in there.items():
             if key in self._counted or key == but:
                 continue
@@ -142,7 +143,7 @@ class Connections:
         self._look_at = now + _REST * (now - started)
         return surplus
 
-    def _refuse(self, number: int, key: _Key) -> None:
+    def _refuse(self, number: int, key: Address) -> None:
         """Close a connection that has never brought a request."""
         try:
             # The number may pass to another file at any moment, the duplicate cannot.
@@ -151,7 +152,7 @@ class Connections:
             return
         with handle, contextlib.suppress(OSError):
             host, port = handle.getpeername()[:2]
-            if _key(host, port) != key or handle.getsockname()[1] != self._port:
+            if (pack(host), port) != key or handle.getsockname()[1] != self._port:
                 return
             with self._lock:
                 if key in self._counted:  # room was found for it meanwhile
@@ -168,7 +169,7 @@ def _open_files() -> int:
     return _FILES.stat().st_size or len(os.listdir(_FILES))  # noqa: PTH208 # by far the cheaper one
 
 
-def _connections(port: int) -> Iterable[tuple[_Key, int]]:
+def _connections(port: int) -> Iterable[tuple[Address, int]]:
     """Yield the connections of this process to a local port: the client, and the descriptor (3 us each)."""
     for name in os.listdir(_FILES):  # noqa: PTH208
         number = int(name)
@@ -181,22 +182,8 @@ def _connections(port: int) -> Iterable[tuple[_Key, int]]:
             local = handle.getsockname()
             if isinstance(local, tuple) and local[1:2] == (port,):
                 host, remote_port = handle.getpeername()[:2]
-                yield _key(host, remote_port), number
+                yield (pack(host), remote_port), number
         except OSError:  # listening, or gone
             pass
         finally:
             handle.detach()
-
-
-@lru_cache(maxsize=4_096)
-def _packed(host: str) -> bytes:
-    host = host.partition("%")[0]
-    if ":" not in host:
-        return socket.inet_pton(socket.AF_INET, host)
-    packed = socket.inet_pton(socket.AF_INET6, host)
-    # An IPv4 client of a socket that listens on both.
-    return packed[12:] if packed[:12] == b"\0" * 10 + b"\xff\xff" else packed
-
-
-def _key(host: str, port: int) -> _Key:
-    return _packed(host), port

@@ -160,7 +160,7 @@ class Handlers:
             scan = partial(self._scan, wanted)
             answer_form = encode.Form(columns, names)
             noted = large_query.Noted(self._metrics, self._log, asked, request.started)
-            return large_query.answer(scan, answer_form, self._work, noted)
+            return large_query.answer(scan, answer_form, self._work, noted, request.has_left)
         body = encode.short(short, names, columns=columns)
         self._answered(request, asked, short.rows)
         return Response(200, body)
@@ -189,7 +189,7 @@ class Handlers:
         scan = self._scan(query)
         if scan.row_bound > SHORT_ROWS:
             noted = large_query.Noted(self._metrics, self._log, asked, request.started)
-            return large_query.answer(lambda: scan, answer_form, self._work, noted)
+            return large_query.answer(lambda: scan, answer_form, self._work, noted, request.has_left)
         part = None
         for part in scan.chunks(SHORT_ROWS):  # noqa: B007 # one or none; the cursor comes after it
             pass

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from omendb.model import Columns, Windows
+from omendb.server.query_log import DISCONNECTED_STATUS
 from omendb.server.request import DisconnectedError, Response, StreamedResponse
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ async def answer(
     form: AnyForm,
     work: Work,
     noted: Noted,
+    has_left: Callable[[], bool],
 ) -> Response | StreamedResponse:
     """Answer a query in threads.
 
@@ -66,6 +68,9 @@ async def answer(
     work : Work
     noted : Noted
         Told how it ended, unless this raises.
+    has_left : callable
+        Whether the client is gone: asked when this had to wait for its turn, so that queries whose clients
+        gave up do not keep those waiting who did not.
 
     Raises
     ------
@@ -73,7 +78,10 @@ async def answer(
         Too many large queries already.
     CorruptionError
     """
-    await work.queries.take()
+    if await work.queries.take() and has_left():
+        work.queries.give_back()
+        noted.end(0, DisconnectedError("the client left before its turn"))
+        return Response(DISCONNECTED_STATUS, b"")
     try:
         begun = await work.start_query(partial(_begin, scan, form))
     except BaseException:

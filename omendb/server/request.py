@@ -19,6 +19,10 @@ JSON: Headers = [("content-type", "application/json")]
 """The headers of most answers: shared, never changed."""
 
 
+def _unknown() -> bool:
+    return False
+
+
 class Request:
     """One request, with its body read.
 
@@ -30,6 +34,8 @@ class Request:
         As it came, percent-encoded, without the question mark.
     finish : callable
         Takes the outcome, once, in any thread, when the handler has returned None.
+    has_left : callable, optional
+        Whether the client is gone, as far as can be told (2 us an open file).
 
     Attributes
     ----------
@@ -43,12 +49,28 @@ class Request:
         `time.perf_counter` when the request was complete.
     """
 
-    __slots__ = ("body", "content_encoding", "finish", "method", "query_string", "rows", "started")
+    __slots__ = (
+        "body",
+        "content_encoding",
+        "finish",
+        "has_left",
+        "method",
+        "query_string",
+        "rows",
+        "started",
+    )
 
-    def __init__(self, method: str, query_string: str, finish: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        method: str,
+        query_string: str,
+        finish: Callable[[Outcome], None],
+        has_left: Callable[[], bool] = _unknown,
+    ) -> None:
         self.method = method
         self.query_string = query_string
         self.finish = finish
+        self.has_left = has_left
         self.body = b""
         self.rows = 0
         self.content_encoding = ""

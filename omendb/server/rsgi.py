@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omendb.server import connection
 from omendb.server.body import read_rsgi
+from omendb.server.connection import Pacer
 from omendb.server.request import DisconnectedError, Request, Response
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from omendb.server.app import Bound
+    from omendb.server.connection import Connection
     from omendb.server.request import Answer, Outcome, Piece, StreamedResponse
     from omendb.server.routes import Route
 
@@ -62,7 +64,7 @@ class Exchange:
         try:
             bound = self._bound
             self._route = route = bound.entrance.pass_rsgi(bound.routes, method, scope.path, scope)
-            self._request = request = Request(method, scope.query_string, self._finish)
+            self._request = request = Request(method, scope.query_string, self._finish, self._has_left)
             if route.takes_encoding:
                 request.content_encoding = scope.headers.get("content-encoding") or ""
             if route.takes_body:
@@ -71,6 +73,9 @@ class Exchange:
                 self._follow(route.handler(request))
         except Exception as error:
             self._finish(error)
+
+    def _has_left(self) -> bool:
+        return connection.has_left(self._scope.client, self._scope.server)
 
     def _arrived(self, body: bytes | Exception) -> None:
         if isinstance(body, Exception):
@@ -129,19 +134,28 @@ class Exchange:
             self._end()
             return
         scope = self._scope
-        link = connection.find(scope.client, scope.server)
         transport = self._protocol.response_stream(response.status, response.headers)
+        link: Connection | None = None
+        pacer: Pacer | None = None
+        is_first = True
         error: BaseException | None = None
         try:
-            pacer = None if link is None else connection.Pacer(link)
             while piece := await pieces.read():
                 await _send(transport, piece)
                 if pacer is not None:
                     await pacer.sent(len(piece))
+                elif is_first:
+                    # Not before something was sent: that fails when the client has left while this waited
+                    # for its turn, and then its port may be another client's, who would be broken off.
+                    is_first = False
+                    link = connection.find(scope.client, scope.server)
+                    pacer = None if link is None else Pacer(link)
         except BaseException as broken:
             error = broken
             if not isinstance(broken, DisconnectedError):
                 logger.exception("an answer was broken off")
+                if is_first:
+                    link = connection.find(scope.client, scope.server)
             if not isinstance(broken, Exception):
                 raise
         finally:

@@ -44,8 +44,13 @@ class Turns:
         self._waiting = 0
         self._waiting_max = waiting_max
 
-    async def take(self) -> None:
+    async def take(self) -> bool:
         """Wait for a turn.
+
+        Returns
+        -------
+        bool
+            Whether others were before it.
 
         Raises
         ------
@@ -54,11 +59,13 @@ class Turns:
         """
         if self._waiting >= self._waiting_max:
             raise OverloadedError(f"too many {self._name} at once")
+        waits = self._free.locked()
         self._waiting += 1
         try:
             await self._free.acquire()
         finally:
             self._waiting -= 1
+        return waits
 
     def give_back(self) -> None:
         """End a turn."""

@@ -64,12 +64,12 @@ class LoopThread:
 
 
 class RsgiClient:
-    """Calls a granian of its own, one connection a call."""
+    """Calls a granian of its own, one connection a call, over 127.0.0.1 wherever it listens."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, address: str = "127.0.0.1") -> None:
         self.application = application
         self._loop_thread = LoopThread()
-        self._server = self._loop_thread.run(_made(application))
+        self._server = self._loop_thread.run(_made(application, address))
         self._serving = asyncio.run_coroutine_threadsafe(self._server.serve(), self._loop_thread.loop)
         self.port = 0
         while not self.port:
@@ -181,12 +181,14 @@ class AsgiExchange:
 class Wire:
     """A connection to write bytes to and read answers from."""
 
-    def __init__(self, port: int, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, receive_buffer: int | None = None, source_port: int = 0) -> None:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(TIMEOUT_SECONDS)
         try:
+            if source_port:
+                self.socket.bind(("127.0.0.1", source_port))
             self.socket.connect(("127.0.0.1", port))
         except OSError:
             self.socket.close()
@@ -251,5 +253,5 @@ def chunked(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield b"%x\r\n%b\r\n" % (len(piece), piece)
 
 
-async def _made(application: Application) -> HttpServer:
-    return HttpServer(application, "127.0.0.1", 0, stop_seconds=5)
+async def _made(application: Application, address: str) -> HttpServer:
+    return HttpServer(application, address, 0, stop_seconds=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,19 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture
 def rsgi(engine: FakeEngine) -> Iterator[RsgiClient]:
     client = RsgiClient(Application(engine))
+    yield client
+    client.close()
+
+
+@pytest.fixture(params=["127.0.0.1", "0.0.0.0", "::"])  # as `omendb serve` does by default
+def rsgi_anywhere(request: pytest.FixtureRequest, engine: FakeEngine) -> Iterator[RsgiClient]:
+    """A server whose connections have another address than the one that it listens on, or the same."""
+    if request.param == "::":
+        try:
+            socket.create_server(("::", 0), family=socket.AF_INET6).close()
+        except OSError:
+            pytest.skip("no IPv6")
+    client = RsgiClient(Application(engine), request.param)
     yield client
     client.close()
 

@@ -54,6 +54,46 @@ def test_finds_the_servers_end(pair: tuple[socket.socket, socket.socket]) -> Non
     assert client.recv(100) == b"goes on"
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # nothing listens on it
+def test_finds_the_end_of_a_server_that_listens_on_all_addresses(
+    pair: tuple[socket.socket, socket.socket], host: str
+) -> None:
+    client, server = pair
+    remote, port = text(client.getsockname()), server.getsockname()[1]
+
+    found = connection.find(remote, text((host, port)))
+
+    assert found is not None
+    found.close()
+    assert connection.find(remote, text((host, port + 1))) is None
+
+
+def test_finds_an_ipv4_client_of_a_socket_that_listens_on_both() -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            server, address = listener.accept()
+            with server:
+                assert address[0] == "::ffff:127.0.0.1"
+                for host in (address[0], "127.0.0.1"):
+                    found = connection.find(text((host, address[1])), f"[::]:{port}")
+                    assert found is not None
+                    found.close()
+            assert client.recv(1) == b""
+
+
+def test_tells_who_has_left(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, server = pair
+    addresses = text(server.getpeername()), text(server.getsockname())
+    assert not connection.has_left(*addresses)
+
+    client.close()
+    server.close()
+
+    assert connection.has_left(*addresses)
+    assert not connection.has_left("unix:", addresses[1])  # not to be known
+
+
 def test_aborting_breaks_the_connection(pair: tuple[socket.socket, socket.socket]) -> None:
     client, server = pair
     found = connection.find(text(server.getpeername()), text(server.getsockname()))

@@ -170,10 +170,10 @@ def test_a_thousand_connections_and_then_two(tmp_path: Path) -> None:
             assert all(ask(wire, INDEX).status == 200 for wire in served)
             with Wire(server.metrics_port) as wire:
                 assert ask(wire, HEALTH).status == 200
-            assert ask(wires.open(), request("GET", "/ready")).status == 200
             with Wire(server.metrics_port) as wire:
                 text = ask(wire, request("GET", "/metrics")).body.decode()
             assert "omendb_connections_refused_total 200.0" in text
+            assert ask(wires.open(), request("GET", "/ready")).status == 200
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -12,11 +12,11 @@ def test_turns_are_bounded_and_so_is_the_queue() -> None:
     async def go() -> None:
         turns = Turns("large queries", holders_max=2, waiting_max=3)
         for _ in range(2):
-            await turns.take()
+            assert not await turns.take()
         order: list[int] = []
 
         async def wait(number: int) -> None:
-            await turns.take()
+            assert await turns.take()
             order.append(number)
 
         waiters = [asyncio.create_task(wait(number)) for number in range(3)]
