@@ -38,6 +38,7 @@ DEADLINE_SECONDS = 120
 BODY_BYTES_MAX = 1 << 20
 BODY_TIMEOUT_MS = 1_000
 OPTIONS = (
+    "--host=0.0.0.0",  # as it listens by default
     f"--max-body-bytes={BODY_BYTES_MAX}",
     f"--body-timeout-ms={BODY_TIMEOUT_MS}",
     "--max-connections=65535",
