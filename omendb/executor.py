@@ -51,6 +51,8 @@ SHARD_ROWS = 262_144
 LARGE_SHARD_ROWS = 524_288
 """The same of more than `BOUND_ROWS_MAX` rows that need no decoding: a shard costs some 0.1 ms besides."""
 
+_PROOFS_MAX = 8  # a kernel asks for one source at a time
+
 DECODED_ROWS_MIN = 4_096
 """A scan of all series that touches fewer rows goes through the cache of decoded blocks in any case."""
 
@@ -386,8 +388,31 @@ class Request:
     def bound(self, after: tuple[int, int] | None) -> int:
         """Bound the rows after a key from above; more than `BOUND_ROWS_MAX` are not counted exactly."""
         with self.sources.reading():
-            bound = merge.bound_rows(*self.arguments, *(after or (0, 0)), after is not None, BOUND_ROWS_MAX)
-        return int(bound)
+            return self._bound(after, BOUND_ROWS_MAX, merge.CHECK_WIDEN)
+
+    def prove(self, after: tuple[int, int] | None, rows: int) -> None:
+        """Verify the ends of the ranges after a key when they seem to hold at most so many rows.
+
+        Without it a bound is loose over rows that were never read. What cannot be proven in a few steps is
+        left alone.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        with self.sources.reading() as reading:
+            if self._bound(after, rows, merge.CHECK_NONE) > rows:
+                return
+            for _ in range(_PROOFS_MAX):
+                _, status, source, start, stop = merge.count_rows(
+                    *self.arguments, *(after or (0, 0)), after is not None
+                )
+                if status != layout.STATUS_VERIFY or reading.is_much(stop - start):
+                    return
+                self.sources.verify(source, start, stop, reading)
+
+    def _bound(self, after: tuple[int, int] | None, limit: int, check: int) -> int:
+        return int(merge.bound_rows(*self.arguments, *(after or (0, 0)), after is not None, limit, check))
 
     def split(self, rows: int, after: tuple[int, int] | None, origin: int, step: int) -> list[Request]:
         """Cut into requests of about `rows` rows that have the same answer, one after the other.
@@ -440,6 +465,8 @@ class _Scan(Generic[Part]):
     cursor: str | None
     workers: Workers | None
     _request: Request
+    _bound_after: tuple[int, int] | None = None
+    _bound_limit: int | None = None
 
     def __init__(self, limit: int | None, workers: Workers | None) -> None:
         self.cursor = None
@@ -494,6 +521,20 @@ class _Scan(Generic[Part]):
 
         return chain.from_iterable(workers.map(work, self._requests(rows_max)))
 
+    def prove(self, rows: int) -> None:
+        """Make `row_bound` a close one, by reading, when the scan seems to touch at most so many rows.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        self._request.prove(self._bound_after, rows)
+        self._set_bound()
+
+    def _set_bound(self) -> None:
+        bound = self._request.bound(self._bound_after)
+        self.row_bound = bound if self._bound_limit is None else min(bound, self._bound_limit)
+
     def _requests(self, rows_max: int) -> list[Request]:
         raise NotImplementedError
 
@@ -534,8 +575,8 @@ class Scan(_Scan[Columns]):
         # One row more than asked for, so that a kernel can tell whether the answer was cut.
         self._sources = Sources(snapshot, query, INT64_MAX if limit is None else limit + 1, settings)
         self._request = Request(self._sources, query)
-        bound = self._request.bound(query.after)
-        self.row_bound = bound if limit is None else min(bound, limit)
+        self._bound_after, self._bound_limit = query.after, limit
+        self._set_bound()
 
     def count(self) -> int:
         """Count the rows that `chunks` yields.
@@ -725,7 +766,7 @@ class WindowScan(_Scan[Windows]):
         self._sources = Sources(snapshot, query, INT64_MAX, settings)
         self._request = Request(self._sources, query)
         # The rows of a window that was answered already may count as well: a bound it is all the same.
-        self.row_bound = self._request.bound(None)
+        self._set_bound()
 
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Windows]:
         """Yield the windows in pieces of at most `rows_max`; an empty answer yields nothing.

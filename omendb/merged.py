@@ -151,6 +151,16 @@ class MergedScan:
         self._request = Request(Sources(snapshot, query, INT64_MAX, settings), query)
         self.row_bound = self._request.bound(None)
 
+    def prove(self, rows: int) -> None:
+        """Make `row_bound` a close one; as for `omendb.executor.Scan`.
+
+        Raises
+        ------
+        CorruptionError
+        """
+        self._request.prove(None, rows)
+        self.row_bound = self._request.bound(None)
+
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Windows]:
         """Yield the windows in pieces of at most `rows_max`; an empty answer yields nothing.
 

@@ -153,6 +153,20 @@ def test_a_short_query_of_rows_that_were_never_read_is_answered_at_once(tmp_path
                 total,
             )
 
+        with omendb.open(tmp_path / "db") as db:
+            scan = db.scan(make_range_query(first, last, 1))
+            assert scan.row_bound > short_query.SHORT_ROWS
+            scan.prove(500)
+            assert scan.row_bound > short_query.SHORT_ROWS  # more than asked about: nothing was read
+            scan.prove(2_000)
+            assert scan.row_bound == 1_000
+        for by in ("series_id", ()):
+            with omendb.open(tmp_path / "db") as db:
+                window_scan = db.window_scan(make_window_query(10, "sum", first, last, 1, by=by))
+                assert window_scan.row_bound > short_query.SHORT_ROWS
+                window_scan.prove(2_000)
+                assert window_scan.row_bound == 1_000
+
 
 def test_damaged_timestamps_of_a_long_run_are_an_error_or_left_to_a_scan(tmp_path) -> None:
     """The estimate that lets rows be looked at which were never read is believed only when they prove it."""

@@ -371,6 +371,7 @@ def bound_rows(
     after_timestamp: int,
     resume: bool,
     limit: int,
+    check: int,
 ) -> int:
     """Bound the rows of a scan from above: the sum of its ranges, repeated keys counted repeatedly.
 
@@ -380,6 +381,8 @@ def bound_rows(
         As for `scan_rows`.
     limit : int
         Stop as soon as the sum is greater.
+    check : int
+        ``CHECK_WIDEN``; or ``CHECK_NONE`` for an estimate, which is a bound where nothing is damaged.
 
     Returns
     -------
@@ -403,7 +406,7 @@ def bound_rows(
         after_timestamp,
         resume,
         limit,
-        CHECK_WIDEN,
+        check,
     )
     work[0, 0] = 0  # what is used below here is not freed above
     return bound
@@ -423,10 +426,7 @@ def bound_borrowed(
     limit: int,
     check: int,
 ) -> int:
-    """Do `bound_rows` with borrowed arrays and a workspace.
-
-    With ``CHECK_NONE`` instead of ``CHECK_WIDEN`` it is an estimate: right where nothing is damaged.
-    """
+    """Do `bound_rows` with borrowed arrays and a workspace."""
     live, position = open_cursors(sources, work, series, every_series, start, end, after_series, resume)
     total = 0
     hit_count = 0
@@ -1099,7 +1099,7 @@ def warmup() -> None:
     column = np.zeros(1, np.int64)
     scan_rows(sources, series, True, 0, 0, 0, 0, False, column, column, np.zeros(1))
     count_rows(sources, series, True, 0, 0, 0, 0, False)
-    bound_rows(sources, series, True, 0, 0, 0, 0, False, 0)
+    bound_rows(sources, series, True, 0, 0, 0, 0, False, 0, CHECK_WIDEN)
     runs = np.zeros((1, layout.RUN_WIDTH), np.int64)
     source = np.zeros((1, layout.SOURCE_WIDTH), np.int64)
     source[0, layout.RUN_COUNT] = 1

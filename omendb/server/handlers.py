@@ -188,6 +188,8 @@ class Handlers:
             answer_form = encode.Form(form == "columns", names, by_series)
         scan = self._scan(query)
         if scan.row_bound > SHORT_ROWS:
+            scan.prove(SHORT_ROWS)
+        if scan.row_bound > SHORT_ROWS:
             noted = large_query.Noted(self._metrics, self._log, asked, request.started)
             return large_query.answer(lambda: scan, answer_form, self._work, noted, request.has_left)
         part = None

@@ -87,7 +87,15 @@ def test_count_and_bound_agree_with_reference(
 
     count = reference.count(sources, series, *bounds)
     bound = merge.bound_rows(
-        sources.rows, reference.filter_of(series), series is None, *bounds, 0, 0, False, INT64_MAX
+        sources.rows,
+        reference.filter_of(series),
+        series is None,
+        *bounds,
+        0,
+        0,
+        False,
+        INT64_MAX,
+        merge.CHECK_WIDEN,
     )
 
     assert count == len(reference.select(tables, series, *bounds))
@@ -106,7 +114,15 @@ def test_count_and_bound_use_verified_rows_only(
     sources = Sources(tables, random=random)
 
     bound = merge.bound_rows(
-        sources.rows, reference.filter_of(series), series is None, *bounds, 0, 0, False, INT64_MAX
+        sources.rows,
+        reference.filter_of(series),
+        series is None,
+        *bounds,
+        0,
+        0,
+        False,
+        INT64_MAX,
+        merge.CHECK_WIDEN,
     )
     count = reference.count(sources, series, *bounds, go_on=go_on)
 
@@ -289,7 +305,7 @@ def test_bounds_between_wrong_rows_ask_for_the_run(low: int, high: int) -> None:
 def test_bound_stops_above_its_limit() -> None:
     sources = Sources([{(series_id, 0): 1.0 for series_id in range(100)}])
 
-    bound = merge.bound_rows(sources.rows, NO_SERIES, True, 0, 9, 0, 0, False, 10)
+    bound = merge.bound_rows(sources.rows, NO_SERIES, True, 0, 9, 0, 0, False, 10, merge.CHECK_WIDEN)
 
     assert bound == 11
 
