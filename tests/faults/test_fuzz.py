@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,7 +58,15 @@ def test_coverage_guided(name: str, tmp_path: Path) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail("atheris is not installed")
         pytest.skip("atheris is not installed")
-    limits = (f"-runs={ATHERIS_RUNS}", f"-seed={SEED}", "-max_len=4096", f"-artifact_prefix={tmp_path}/")
+    # libFuzzer counts the peak of the process, and that begins with the one of whoever started it.
+    own_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    limits = (
+        f"-runs={ATHERIS_RUNS}",
+        f"-seed={SEED}",
+        "-max_len=4096",
+        f"-artifact_prefix={tmp_path}/",
+        f"-rss_limit_mb={own_mib + 2_048}",
+    )
 
     run = subprocess.run(
         [sys.executable, "-m", "tests.faults.fuzz", name, *limits],
