@@ -170,6 +170,53 @@ def write_answer(fields: NDArray[np.int64], columns: bool, count: int, address: 
 
 
 @kernel
+def _bound(
+    sources: NDArray[np.int64],
+    work: NDArray[np.int64],
+    series: NDArray[np.int64],
+    every_series: bool,
+    start: int,
+    end: int,
+    after_series: int,
+    after_timestamp: int,
+    resume: bool,
+    limit: int,
+    may_estimate: bool,
+) -> tuple[int, bool]:
+    """Bound the rows of a scan as `omendb.jit.merge.bound_rows` does, or estimate them where that is loose.
+
+    Over rows that were never read before no bound is proven, and whole runs count. An estimate of at most
+    `limit` rows says that the query is short nevertheless; then the scan asks for the rows whose checksums
+    prove or refute it.
+
+    Returns
+    -------
+    bound : int
+        Or some number greater than `limit`.
+    is_proven : bool
+        Whether it is no estimate.
+    """
+    check = CHECK_WIDEN
+    while True:
+        bound = bound_borrowed(
+            sources,
+            work,
+            series,
+            every_series,
+            start,
+            end,
+            after_series,
+            after_timestamp,
+            resume,
+            limit,
+            check,
+        )
+        if bound <= limit or check == CHECK_NONE or not may_estimate:
+            return bound, check == CHECK_WIDEN
+        check = CHECK_NONE
+
+
+@kernel
 def answer_rows(
     sources: NDArray[np.int64],
     series: NDArray[np.int64],
@@ -205,16 +252,11 @@ def answer_rows(
         As for `omendb.jit.merge.scan_rows`; the status may be `STATUS_LARGE`.
     size : int
         Bytes of text, when the status is ``STATUS_DONE`` or ``STATUS_FULL``.
-
-    Notes
-    -----
-    Over rows that were never read before no bound is proven, and whole runs count. An estimate says whether
-    the query is short nevertheless; then the scan asks for the rows whose checksums prove or refute it.
     """
     capacity = room[ROOM_CAPACITY]
     out = room[ROOM_OUT]
     work = np.empty((WORK_WIDTH, len(sources) + 1), np.int64)
-    bound = bound_borrowed(
+    bound, is_proven = _bound(
         borrowed(sources),
         borrowed(work),
         borrowed(series),
@@ -225,27 +267,13 @@ def answer_rows(
         after_timestamp,
         resume,
         capacity,
-        CHECK_WIDEN,
+        limit > capacity,
     )
     size = min(bound, limit)
-    unproven = size > capacity
-    if unproven:
-        bound = bound_borrowed(
-            borrowed(sources),
-            borrowed(work),
-            borrowed(series),
-            every_series,
-            start,
-            end,
-            after_series,
-            after_timestamp,
-            resume,
-            capacity,
-            CHECK_NONE,
-        )
-        if bound > capacity:
-            return 0, STATUS_LARGE, 0, 0, 0, 0
-        size = capacity
+    if size > capacity:
+        return 0, STATUS_LARGE, 0, 0, 0, 0
+    if not is_proven:
+        size = min(limit, capacity)
     if size == 0:
         return 0, layout.STATUS_DONE, 0, 0, 0, write_answer(borrowed(fields), columns, 0, out) - out
     written, status, source_index, row_start, row_stop = scan_rows_borrowed(
@@ -265,7 +293,7 @@ def answer_rows(
     work[0, 0] = 0  # what is used below here is not freed above
     if status == layout.STATUS_VERIFY:
         return 0, status, source_index, row_start, row_stop, 0
-    if unproven and status == layout.STATUS_FULL:  # refuted: these are not all the rows
+    if not is_proven and status == layout.STATUS_FULL and size < limit:  # refuted: these are not all the rows
         return 0, STATUS_LARGE, 0, 0, 0, 0
     return written, status, 0, 0, 0, write_answer(borrowed(fields), columns, written, out) - out
 
@@ -309,7 +337,7 @@ def answer_windows(
     capacity = room[ROOM_CAPACITY]
     out = room[ROOM_OUT]
     work = np.empty((WORK_WIDTH, len(sources) + 1), np.int64)
-    bound = bound_borrowed(
+    bound, is_proven = _bound(
         borrowed(sources),
         borrowed(work),
         borrowed(series),
@@ -320,27 +348,11 @@ def answer_windows(
         0,
         False,
         capacity,
-        CHECK_WIDEN,
+        True,
     )
-    unproven = bound > capacity
-    if unproven:  # as in `answer_rows`
-        bound = bound_borrowed(
-            borrowed(sources),
-            borrowed(work),
-            borrowed(series),
-            every_series,
-            start,
-            end,
-            0,
-            0,
-            False,
-            capacity,
-            CHECK_NONE,
-        )
-        if bound > capacity:
-            return 0, STATUS_LARGE, 0, 0, 0, 0
-        bound = capacity
-    size = min(bound, limit)
+    if bound > capacity:
+        return 0, STATUS_LARGE, 0, 0, 0, 0
+    size = min(bound if is_proven else capacity, limit)
     if size == 0:
         return 0, layout.STATUS_DONE, 0, 0, 0, write_answer(borrowed(fields), columns, 0, out) - out
     integers = room[ROOM_INTEGERS]
@@ -384,7 +396,7 @@ def answer_windows(
     scratch_value[0] = 0.0
     if status == layout.STATUS_VERIFY:
         return 0, status, source_index, row_start, row_stop, 0
-    if unproven and status == layout.STATUS_FULL and size < limit:
+    if not is_proven and status == layout.STATUS_FULL and size < limit:  # refuted, as in `answer_rows`
         return 0, STATUS_LARGE, 0, 0, 0, 0
     mean = floats_at(floats + 48 * capacity, size)
     for index in range(written):

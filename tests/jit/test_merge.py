@@ -78,15 +78,8 @@ def test_scan_uses_verified_rows_only(
     assert rows == as_rows(reference.select(tables, series, *bounds))
 
 
-@settings(max_examples=EXAMPLES)
-@given(reference.tables(), reference.filters, reference.bounds(), offsets)
-def test_count_and_bound_agree_with_reference(
-    tables: list[Rows], series: list[int] | None, bounds: tuple[int, int], offset: int
-) -> None:
-    sources = Sources(tables, offset)
-
-    count = reference.count(sources, series, *bounds)
-    bound = merge.bound_rows(
+def bound_rows(sources: Sources, series: list[int] | None, bounds: tuple[int, int]) -> int:
+    return merge.bound_rows(
         sources.rows,
         reference.filter_of(series),
         series is None,
@@ -97,6 +90,17 @@ def test_count_and_bound_agree_with_reference(
         INT64_MAX,
         merge.CHECK_WIDEN,
     )
+
+
+@settings(max_examples=EXAMPLES)
+@given(reference.tables(), reference.filters, reference.bounds(), offsets)
+def test_count_and_bound_agree_with_reference(
+    tables: list[Rows], series: list[int] | None, bounds: tuple[int, int], offset: int
+) -> None:
+    sources = Sources(tables, offset)
+
+    count = reference.count(sources, series, *bounds)
+    bound = bound_rows(sources, series, bounds)
 
     assert count == len(reference.select(tables, series, *bounds))
     assert bound == sum(len(reference.select([table], series, *bounds)) for table in tables)
@@ -113,17 +117,7 @@ def test_count_and_bound_use_verified_rows_only(
 ) -> None:
     sources = Sources(tables, random=random)
 
-    bound = merge.bound_rows(
-        sources.rows,
-        reference.filter_of(series),
-        series is None,
-        *bounds,
-        0,
-        0,
-        False,
-        INT64_MAX,
-        merge.CHECK_WIDEN,
-    )
+    bound = bound_rows(sources, series, bounds)
     count = reference.count(sources, series, *bounds, go_on=go_on)
 
     assert count == len(reference.select(tables, series, *bounds))
