@@ -7,6 +7,7 @@ works on in several threads; the parts come in order all the same.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from copy import copy
 from itertools import chain
@@ -448,7 +449,7 @@ class Request:
         return part
 
 
-class _Scan(Generic[Part]):
+class _Scan(ABC, Generic[Part]):
     """What scans of rows and of windows have in common.
 
     Attributes
@@ -474,6 +475,7 @@ class _Scan(Generic[Part]):
         self.workers = workers
         self._shards: list[Request] | None = None
 
+    @abstractmethod
     def chunks(self, rows_max: int = CHUNK_ROWS) -> Iterator[Part]:
         """Yield the answer in pieces of at most `rows_max`; an empty answer yields nothing.
 
@@ -482,7 +484,6 @@ class _Scan(Generic[Part]):
         CorruptionError
             Naming the segment; what was yielded before is right.
         """
-        raise NotImplementedError
 
     def map(
         self,
@@ -535,14 +536,15 @@ class _Scan(Generic[Part]):
         bound = self._request.bound(self._bound_after)
         self.row_bound = bound if self._bound_limit is None else min(bound, self._bound_limit)
 
+    @abstractmethod
     def _requests(self, rows_max: int) -> list[Request]:
-        raise NotImplementedError
+        """Cut the scan into requests that threads share."""
 
+    @abstractmethod
     def _pieces(
         self, request: Request, rows_max: int, make_arrays: Callable[[int], RowArrays] | None = None
     ) -> Iterator[Part]:
         """Yield the whole answer to a request in pieces."""
-        raise NotImplementedError
 
 
 class Scan(_Scan[Columns]):

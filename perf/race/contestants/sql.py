@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,9 +100,9 @@ class SqlContestant(Contestant):
         assert isinstance(seconds, float)
         return seconds
 
+    @abstractmethod
     def table(self) -> str:
         """Return what stands after FROM."""
-        raise NotImplementedError
 
     division: ClassVar[str]
 
